@@ -1,0 +1,1 @@
+"""dots.llm1 on your own machine: quantize, prompt, chat."""

@@ -1,0 +1,37 @@
+"""The one exception that users see: a sentence that says what is wrong, and the next step.
+
+Libraries raise `DotsError`; `dotscli.cli.main` alone catches it and prints one `error:` line and
+one `hint:` line. This module imports nothing of the package, so every layer may use it.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """Exit statuses of the command `dots`; the last two are 128 + the signal's number."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    INTERRUPTED = 130
+    TERMINATED = 143
+
+
+class DotsError(Exception):
+    """Something the user can understand and act on.
+
+    Args:
+        message: one sentence that names the file and the value in question, without a full stop.
+        hint: the next command or the thing to change; empty if there is nothing useful to say.
+        exit_status: what the process returns, 1 unless it is a usage error.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", exit_status: int = ExitStatus.ERROR
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_status = int(exit_status)

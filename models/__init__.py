@@ -1,0 +1,1 @@
+"""What dots.llm1 is: its hyperparameters and names, its tokenizer, its chat template."""

@@ -1,0 +1,1 @@
+"""One streaming pass from a safetensors checkpoint to a GGUF file."""
