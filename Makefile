@@ -1,0 +1,44 @@
+# `make` lists what there is. Every target works in the same .venv and is quick when repeated.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# pip's wheel cache doesn't look at CMAKE_ARGS: every target must build llama-cpp-python the same way.
+export CMAKE_ARGS ?= -DGGML_RPC=on
+
+.PHONY: help demo test lint docs clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+
+# Two stamps, so that `make test` adds the test tools to what `make demo` has installed.
+$(VENV)/.installed: pyproject.toml dotscli/native/CMakeLists.txt | $(BIN)/python
+	@echo "installing (the first time builds llama.cpp: 3 to 10 minutes)" >&2
+	$(BIN)/pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(BIN)/pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## quantize the nano model to 4 bits and ask it a question
+	$(BIN)/dots quantize models/nano -o build/nano-q4.gguf --force
+	$(BIN)/dots prompt -m build/nano-q4.gguf "What is dots?"
+
+test: $(VENV)/.installed-test  ## set up and run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test  ## ruff, mypy and the layer contract
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-test  ## write the generated parts of README.md and docs/ anew
+	$(BIN)/python docs/generate.py
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) build
