@@ -1,0 +1,103 @@
+"""Write the generated parts of the documentation, or check that they are current.
+
+    python docs/generate.py            write them
+    python docs/generate.py --check    exit 1 and name what is stale
+
+docs/commands.md is the `--help` of every command. In README.md the text between
+`<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, and
+the size of the real model at every preset. Knows the package through its public functions only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def help_text(*words: str) -> str:
+    """What `dots WORDS --help` prints on a terminal of 100 columns, without colour."""
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dotscli", *words, "--help"],
+        cwd=ROOT, env=environment, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    lines = done.stdout.replace("python -m dotscli", "dots").splitlines()
+    return "\n".join(line.rstrip() for line in lines).strip()
+
+
+def commands() -> dict[str, str]:
+    """Command -> first sentence of its help, in the order of `dots --help`."""
+    section = help_text().split("Commands:", 1)[1].replace("\n" + " " * 12, " ")
+    pairs = (line.split(None, 1) for line in section.splitlines() if line.startswith("  "))
+    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+
+
+def reference() -> str:
+    """docs/commands.md."""
+    parts = ["# Commands\n\nGenerated from `--help` by `make docs`.\n"]
+    for name in ("", *commands()):
+        title = f"dots {name}".strip()
+        parts.append(f"## {title}\n\n```text\n{help_text(*name.split())}\n```\n")
+    return "\n".join(parts)
+
+
+def command_table() -> str:
+    rows = [f"| `dots {name}` | {text} |" for name, text in commands().items()]
+    return "\n".join(["| command | what it does |", "|---|---|", *rows]) + "\n"
+
+
+def size_table() -> str:
+    """Bytes and bits per weight of dots.llm1 at every preset, from its config.json alone."""
+    import json
+
+    rows = ["| `--type` | size on disk | bits per weight |", "|---|--:|--:|"]
+    for preset in ("q4", "iq4_xs", "q4_0", "iq4_nl", "mxfp4_moe", "q4_k_s", "q4_k_m", "q8_0", "bf16"):
+        done = subprocess.run(
+            [sys.executable, "-m", "dotscli", "quantize", "tests/data/dots.llm1.inst",
+             "--type", preset, "--dry-run", "--json"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        plan = json.loads(done.stdout)
+        gib = plan["total_bytes"] / 2**30
+        rows.append(f"| `{preset}` | {gib:.1f} GiB | {plan['bpw']:.2f} |")
+    return "\n".join(rows) + "\n"
+
+
+GENERATORS = {"commands": command_table, "sizes": size_table}
+
+
+def documents() -> dict[Path, str]:
+    """Path -> what the file should contain now."""
+    readme = ROOT / "README.md"
+
+    def fill(match: re.Match[str]) -> str:
+        return match[1] + GENERATORS[match[2]]() + match[3]
+
+    return {
+        ROOT / "docs" / "commands.md": reference(),
+        readme: BLOCK.sub(fill, readme.read_text(encoding="utf-8")),
+    }
+
+
+def main() -> int:
+    check = "--check" in sys.argv[1:]
+    stale = []
+    for path, text in documents().items():
+        current = path.read_text(encoding="utf-8") if path.exists() else ""
+        if current != text:
+            stale.append(path.relative_to(ROOT).as_posix())
+            if not check:
+                path.write_text(text, encoding="utf-8")
+    for name in stale:
+        print(f"{name} is stale: run `make docs`" if check else f"wrote {name}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
