@@ -24,8 +24,8 @@ def pretokenizer_name(tokenizer: Values) -> str:
         tokenizer: the whole tokenizer.json.
 
     Raises:
-        DotsError: another normalizer than none or NFC, or a pre-tokenizer that llama.cpp's byte-level
-            BPE would not reproduce; the regular expression is shown.
+        DotsError: another normalizer than none or NFC, or a pre-tokenizer that llama.cpp would not
+            reproduce; its regular expression is shown.
     """
     if tokenizer.has("normalizer"):
         normalizer = tokenizer.object("normalizer")

@@ -1,4 +1,4 @@
-"""tokenizer.json -> the vocabulary of a GGUF: tokens, types, merges and the ids that mean something.
+"""tokenizer.json -> the vocabulary of a GGUF: tokens, types, merges, and the ids with a meaning.
 
 dots.llm1 has the byte-level BPE of Qwen2 with its own special tokens. Ids come from tokenizer.json
 alone, which is what the weights were trained with; tokenizer_config.json has been seen to name them
@@ -124,8 +124,8 @@ def _token_texts(bpe: Values, vocab_size: int) -> dict[int, str]:
     """id -> text of the BPE vocabulary, every id once."""
     vocab = bpe.object("vocab").values
     texts: dict[int, str] = {}
-    for text, i in vocab.items():
-        i = _check_id(i, text, vocab_size, bpe.origin)
+    for text, given in vocab.items():
+        i = _check_id(given, text, vocab_size, bpe.origin)
         if i in texts:
             raise DotsError(
                 f"{bpe.origin}: the tokens {shown(texts[i])} and {shown(text)} share the id {i}"
