@@ -164,10 +164,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def call(self, context: Context, obj: Any, *args: Any, **kwargs: Any) -> Any:
         owner, name = getattr(obj, "__self__", None), getattr(obj, "__name__", "")
         if isinstance(owner, str) and name == "replace":
-            return self._replace(owner, *args, **kwargs)
+            return self._replace(owner, *args[:3])  # jinja2 adds keywords of its own in loops
         if isinstance(owner, str) and name == "join":
             return self._join(args[0], owner)
-        if owner is self:  # a call that _Counted put there; jinja2 adds keywords of its own
+        if owner is self:  # a call that _Counted put there
             return obj(*args)
         return self.checked(super().call(context, obj, *args, **kwargs))
 

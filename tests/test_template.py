@@ -68,6 +68,8 @@ def test_an_unknown_role_is_refused() -> None:
         ("{{ 'aXbX' | replace('X', '.', 1) }}{{ 'aXbX'.replace('X', '.') }}", "a.bXa.b."),
         ("{% for k, v in messages[0].items() %}{{ k }}{{ loop.index }}{% endfor %}",
          "role1content2"),
+        ("{% for m in messages %}{{ m.role.replace('u', 'U') }}{{ ','.join(['a', 'b']) }}"
+         "{% endfor %}", "Usera,b"),
         ("{{ missing is defined }}{{ missing }}{{ none is none }}", "FalseTrue"),
         ("{{ '%s-%d' % ('a', 3) }}{{ 'ab' * 2 }}{{ 7 // 2 }}", "a-3abab3"),
     ],

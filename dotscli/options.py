@@ -1,0 +1,226 @@
+"""The options of every command, declared once and spelled as llama.cpp spells them.
+
+A group of options is a frozen dataclass whose fields are typer options; `grouped` lets a command
+take whole groups as its parameters. Options that have their default elsewhere (the model's
+metadata, the engine) are None when nobody gave them. It knows no model and no engine.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `48G`, `512 MiB`, `1.5g` or `4096`; the prefixes are powers of 1024.
+
+    Raises:
+        typer.BadParameter: it is no such size.
+    """
+    match = SIZE.fullmatch(str(text).strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is not a size such as 512M, 24G or 48GiB")
+    power = ("", "K", "M", "G", "T").index(match[2].upper())
+    return int(float(match[1]) * 1024**power)
+
+
+def grouped(command: Callable[..., None]) -> Callable[..., None]:
+    """Replace each parameter that is a group of options by its options, and call with the group."""
+    hints = get_type_hints(command, include_extras=True)
+    groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    parameters: list[inspect.Parameter] = []
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in groups:
+            parameters.append(parameter.replace(annotation=hints[name]))
+            continue
+        kind = groups[name]
+        options = get_type_hints(kind, include_extras=True)
+        parameters += [
+            inspect.Parameter(
+                field.name,
+                inspect.Parameter.KEYWORD_ONLY,
+                default=_default(field),
+                annotation=options[field.name],
+            )
+            for field in dataclasses.fields(kind)
+        ]
+
+    @wraps(command)
+    def with_groups(**values: Any) -> None:
+        for name, kind in groups.items():
+            fields = [field.name for field in dataclasses.fields(kind)]
+            values[name] = kind(**{field: values.pop(field) for field in fields})
+        command(**values)
+
+    ordered = sorted(parameters, key=lambda p: p.kind == inspect.Parameter.KEYWORD_ONLY)
+    with_groups.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]  # typer reads it
+    with_groups.__annotations__ = {p.name: p.annotation for p in ordered}
+    return with_groups
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model", "-m", envvar="DOTS_MODEL", metavar="MODEL",
+        help="GGUF file, or the first file of a split one. Without it: the built-in nano model.",
+    ),
+]  # fmt: skip
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+@dataclass(frozen=True)
+class OutputFlags:
+    """What is shown besides the answer."""
+
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")
+    ] = False
+    color: Annotated[
+        str, typer.Option("--color", metavar="WHEN", help="auto, always or never.")
+    ] = "auto"
+
+
+@dataclass(frozen=True)
+class SamplingFlags:
+    """How tokens are chosen. Unset ones come from the model's metadata, or are llama.cpp's."""
+
+    temp: Annotated[
+        float | None, typer.Option("--temp", help="Temperature; 0 takes the likeliest token.")
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option("--top-k", help="Only the K likeliest tokens; 0: all.")
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", help="Only tokens up to this total probability.")
+    ] = None
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", help="Only tokens this likely, against the best.")
+    ] = None
+    repeat_penalty: Annotated[float | None, typer.Option("--repeat-penalty", help="1.0: none.")] = (
+        None
+    )
+    presence_penalty: Annotated[
+        float | None, typer.Option("--presence-penalty", help="0.0: none.")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None, typer.Option("--frequency-penalty", help="0.0: none.")
+    ] = None
+    repeat_last_n: Annotated[
+        int | None, typer.Option("--repeat-last-n", help="Tokens that the penalties look at.")
+    ] = None
+    seed: Annotated[
+        int | None, typer.Option("--seed", help="The same seed gives the same answer; -1: drawn.")
+    ] = None
+
+
+@dataclass(frozen=True)
+class AnswerFlags:
+    """What an answer may be and when it ends."""
+
+    system: Annotated[
+        str | None, typer.Option("--system", "-s", metavar="TEXT", help="System prompt.")
+    ] = None
+    system_file: Annotated[
+        Path | None, typer.Option("--system-file", metavar="FILE", help="System prompt in a file.")
+    ] = None
+    n_predict: Annotated[
+        int,
+        typer.Option(
+            "--n-predict", "--max-tokens", "-n", help="At most so many tokens; -1: no limit."
+        ),
+    ] = -1
+    stop: Annotated[
+        list[str] | None,
+        typer.Option("--stop", "-r", metavar="TEXT", help="End before this text; repeatable."),
+    ] = None
+    json_schema: Annotated[
+        str | None,
+        typer.Option("--json-schema", "-j", metavar="JSON", help="Answer in JSON of this schema."),
+    ] = None
+    json_schema_file: Annotated[
+        Path | None,
+        typer.Option("--json-schema-file", "-jf", metavar="FILE", help="The same, from a file."),
+    ] = None
+    grammar: Annotated[
+        str | None, typer.Option("--grammar", metavar="GBNF", help="Answer in this grammar.")
+    ] = None
+    grammar_file: Annotated[
+        Path | None,
+        typer.Option("--grammar-file", metavar="FILE", help="The same, from a file."),
+    ] = None
+    stats: Annotated[
+        bool | None,
+        typer.Option("--stats/--no-stats", help="Figures on stderr; on if it is a terminal."),
+    ] = None
+
+
+@dataclass(frozen=True)
+class EngineFlags:
+    """Where the model runs; names and values as in llama.cpp."""
+
+    ctx_size: Annotated[
+        int,
+        typer.Option(
+            "--ctx-size", "-c", envvar="DOTS_CTX_SIZE", help="Tokens; 0: sized by itself."
+        ),
+    ] = 0
+    threads: Annotated[
+        int,
+        typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: one per physical core."),
+    ] = 0
+    threads_batch: Annotated[
+        int, typer.Option("--threads-batch", "-tb", help="For reading the prompt; 0: as -t.")
+    ] = 0
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", help="Prompt tokens read at once.")
+    ] = 512
+    n_gpu_layers: Annotated[
+        str,
+        typer.Option(
+            "--n-gpu-layers", "-ngl", envvar="DOTS_N_GPU_LAYERS", metavar="N",
+            help="Layers on the GPU: a number, all or auto.",
+        ),
+    ] = "auto"  # fmt: skip
+    cpu_moe: Annotated[
+        bool, typer.Option("--cpu-moe", "-cmoe", help="All routed experts stay on the CPU.")
+    ] = False
+    n_cpu_moe: Annotated[
+        int, typer.Option("--n-cpu-moe", "-ncmoe", help="Those of the first N layers do.")
+    ] = 0
+    override_tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override-tensor", "-ot", metavar="REGEX=BUFFER", help="Place tensors; repeatable."
+        ),
+    ] = None
+    cache_type_k: Annotated[
+        str, typer.Option("--cache-type-k", "-ctk", metavar="TYPE", help="f16, q8_0, ...")
+    ] = "f16"
+    cache_type_v: Annotated[
+        str, typer.Option("--cache-type-v", "-ctv", metavar="TYPE", help="f16, q8_0, ...")
+    ] = "f16"
+    flash_attn: Annotated[
+        str, typer.Option("--flash-attn", "-fa", metavar="WHEN", help="on, off or auto.")
+    ] = "auto"
+    rpc: Annotated[
+        str, typer.Option("--rpc", metavar="HOST:PORT,...", help="Workers to run layers on.")
+    ] = ""
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama.cpp logs.")] = (
+        False
+    )

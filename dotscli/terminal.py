@@ -1,0 +1,247 @@
+"""The terminal as a value: three streams, which of them are a terminal, how wide, what colours.
+
+The only module that touches sys.stdin, sys.stdout and sys.stderr; everything that the package
+prints goes through a `Terminal`, so a test hands in its own. stdout gets the answer, the table or
+the JSON document that was asked for, stderr everything else. It knows nothing of models.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TextIO
+
+from dotscli.errors import DotsError
+from dotscli.progress import NoProgress, Progress
+
+WAIT_NOTE_S = 2.0  # after this long without an end of stdin, say what is being waited for
+
+# What a terminal would obey is shown as a picture (C0) or as a replacement character (C1);
+# overrides of the writing direction are dropped: they can make a command read as another one.
+_INERT: dict[int, int | None] = {code: 0x2400 + code for code in range(0x20)}
+_INERT |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
+_INERT |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), ord("\r")])
+_INERT |= {0x7F: 0x2421}
+del _INERT[ord("\n")], _INERT[ord("\t")]
+
+
+def printable(text: str) -> str:
+    """Text that a terminal can only print: control sequences become visible and do nothing."""
+    return text.translate(_INERT)
+
+
+class Terminal:
+    """Where a command reads from and writes to.
+
+    `color` is auto, always or never; auto obeys NO_COLOR, FORCE_COLOR, TERM=dumb and whether the
+    stream is a terminal. `quiet` silences notes and progress; warnings and errors remain.
+    """
+
+    def __init__(
+        self,
+        stdin: TextIO,
+        stdout: TextIO,
+        stderr: TextIO,
+        *,
+        environ: Mapping[str, str] | None = None,
+        color: str = "auto",
+        quiet: bool = False,
+    ) -> None:
+        self.stdin = stdin
+        self.stdout = stdout
+        self.stderr = stderr
+        self.environ = os.environ if environ is None else environ
+        self.color = color
+        self.quiet = quiet
+        self.stdin_is_tty = stdin.isatty()
+        self.stdout_is_tty = stdout.isatty()
+        self.stderr_is_tty = stderr.isatty()
+        self._at_line_start = True
+
+    @classmethod
+    def system(cls) -> Terminal:
+        """The process's own streams: UTF-8 whatever the locale, newlines as they are."""
+        _open_closed_descriptors()
+        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, None)):
+            reconfigure = getattr(stream, "reconfigure", None)
+            if reconfigure is not None:
+                reconfigure(encoding="utf-8", errors=errors or "backslashreplace", newline="")
+        return cls(sys.stdin, sys.stdout, sys.stderr)
+
+    @property
+    def is_dumb(self) -> bool:
+        """A terminal that can't move its cursor: no redrawn lines, no line editor."""
+        return self.environ.get("TERM", "") in ("dumb", "unknown")
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, 80 where nobody knows; at least 20."""
+        return max(20, shutil.get_terminal_size((80, 24)).columns)
+
+    def colour(self, stream_is_tty: bool) -> bool:
+        """Whether to use colour on a stream."""
+        if self.color != "auto":
+            return self.color == "always"
+        if self.environ.get("NO_COLOR"):
+            return False
+        if self.environ.get("FORCE_COLOR", "0") not in ("", "0"):
+            return True
+        return stream_is_tty and not self.is_dumb
+
+    # -- stdout: the answer -------------------------------------------------------------------
+
+    def write(self, text: str) -> None:
+        """A part of the answer, at once; byte for byte into a pipe, inert on a terminal."""
+        if text:
+            self._at_line_start = text.endswith("\n")
+            self.stdout.write(printable(text) if self.stdout_is_tty else text)
+            self.stdout.flush()
+
+    def end_line(self) -> None:
+        """End the answer's last line unless it has ended."""
+        if not self._at_line_start:
+            self.write("\n")
+
+    def json(self, value: object) -> None:
+        """One JSON document."""
+        text = json.dumps(value, ensure_ascii=False, indent=2 if self.stdout_is_tty else None)
+        self.write(text + "\n")
+
+    def table(
+        self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
+    ) -> None:
+        """A table on stdout: aligned columns, nothing wrapped or cut.
+
+        Args:
+            columns: their titles.
+            rows: one text per column.
+            right: the columns that are aligned to the right.
+        """
+        widths = [max(_cells(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
+        for n, row in enumerate([columns, *rows]):
+            cells = []
+            for title, cell, width in zip(columns, row, widths, strict=True):
+                space = " " * (width - _cells(cell))
+                cells.append(space + cell if title in right else cell + space)
+            line = "  ".join(cells).rstrip()
+            if n == 0 and self.colour(self.stdout_is_tty):
+                line = f"\x1b[1m{line}\x1b[0m"
+                self.stdout.write(line + "\n")
+            else:
+                self.write(line + "\n")
+
+    # -- stderr: everything else --------------------------------------------------------------
+
+    def note(self, text: str) -> None:
+        """A line for the person at the terminal; silent with --quiet."""
+        if not self.quiet:
+            self._say(text, "2")
+
+    def warn(self, text: str) -> None:
+        """One `warning:` line."""
+        self._say(f"warning: {text}", "33")
+
+    def error(self, message: str, hint: str = "") -> None:
+        """One `error:` line and, if there is a hint, one `hint:` line."""
+        self._say(f"error: {' '.join(message.split())}", "31")
+        if hint:
+            self._say(f"hint: {' '.join(hint.split())}", "36")
+
+    def _say(self, text: str, style: str) -> None:
+        if self.stdout_is_tty and self.stderr_is_tty:
+            self.end_line()  # both are one screen: never in the middle of the answer's line
+        text = printable(text)
+        if self.colour(self.stderr_is_tty):
+            text = f"\x1b[{style}m{text}\x1b[0m"
+        self.stderr.write(text + "\n")
+        self.stderr.flush()
+
+    def progress(self, label: str, total: float, unit: str = "") -> Progress:
+        """Shows how far a piece of work is; `with terminal.progress(...) as p: p.update(done)`."""
+        if self.quiet:
+            return NoProgress()
+
+        def write(text: str) -> None:
+            self.stderr.write(text)
+            self.stderr.flush()
+
+        redraw = self.stderr_is_tty and not self.is_dumb
+        return Progress(label, total, unit, write=write, redraw=redraw, width=lambda: self.width)
+
+    # -- stdin --------------------------------------------------------------------------------
+
+    def read_stdin(self) -> str:
+        """All of stdin as text; if nobody ends it, a note says after two seconds what is awaited.
+
+        Raises:
+            DotsError: it is binary.
+        """
+        done = threading.Event()
+
+        def remind() -> None:
+            if not done.wait(WAIT_NOTE_S):
+                self.note("waiting for the end of stdin; `< /dev/null` gives none")
+
+        reminder = threading.Thread(target=remind, daemon=True)
+        reminder.start()
+        try:
+            raw = getattr(self.stdin, "buffer", None)
+            data = raw.read() if raw is not None else self.stdin.read().encode("utf-8", "replace")
+        finally:
+            done.set()
+            reminder.join()
+        return self.decode(data, "stdin")
+
+    def decode(self, data: bytes, origin: str) -> str:
+        """Text from bytes; invalid UTF-8 is replaced, with a warning.
+
+        Raises:
+            DotsError: there are zero bytes in it, so it isn't text at all.
+        """
+        if b"\0" in data:
+            raise DotsError(f"{origin} is binary, not text", hint="give a text file in UTF-8")
+        text = data.decode("utf-8", "replace").removeprefix("\ufeff")
+        if data and b"\xef\xbf\xbd" not in data and (invalid := text.count("\ufffd")):
+            self.warn(f"{origin} is not valid UTF-8: {invalid} characters replaced")
+        return text
+
+    def read_file(self, path: Path) -> str:
+        """A text file the user named.
+
+        Raises:
+            DotsError: it can't be read, or it is binary.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DotsError(f"{path} can't be read: {error.strerror or error}") from error
+        return self.decode(data, str(path))
+
+
+def _cells(text: str) -> int:
+    """Columns that a text takes: wide characters two, combining ones none."""
+    if text.isascii():
+        return len(text)
+    from unicodedata import combining, east_asian_width
+
+    return sum(0 if combining(c) else 1 + (east_asian_width(c) in "WF") for c in text)
+
+
+def _open_closed_descriptors() -> None:
+    """Put /dev/null where a standard stream was closed.
+
+    Otherwise the next file that is opened, the model say, becomes descriptor 1 or 2 and gets what
+    C libraries print.
+    """
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
