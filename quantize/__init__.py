@@ -1,1 +1,70 @@
-"""One streaming pass from a safetensors checkpoint to a GGUF file."""
+"""One streaming pass from a safetensors checkpoint to a GGUF file.
+
+`quantize_checkpoint` is the one call; `plan_checkpoint` says what it would write. Importing this
+package costs nothing: what does the work is imported when it is called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from dotscli.quantize.convert import Event
+    from dotscli.quantize.plan import Plan
+
+DEFAULT_TYPE = "q4"
+
+
+def quantize_checkpoint(
+    folder: Path,
+    out: Path,
+    type: str = DEFAULT_TYPE,
+    *,
+    tensor_types: Sequence[str] = (),
+    imatrix: Path | None = None,
+    threads: int = 0,
+    max_memory: int | None = None,
+    force: bool = False,
+) -> Iterator[Event]:
+    """Quantize a checkpoint into one GGUF file.
+
+    Everything is decided and checked when the first event is asked for, before a byte is written.
+    Closing the iterator, or any exception in it, removes the partial file.
+
+    Args:
+        folder: holds config.json, tokenizer.json and the safetensors.
+        out: the GGUF; out.part is used meanwhile.
+        type: a preset of `dotscli.quantize.presets.PRESETS`.
+        tensor_types: overrides REGEX=TYPE, the first that matches wins.
+        imatrix: importance matrix in llama.cpp's GGUF form.
+        threads: 0 takes every core. max_memory: bytes, None is 4 GiB.
+        force: replace an existing file.
+
+    Yields:
+        The events of `dotscli.quantize.convert`: Started, Progress, TensorDone, Finished.
+
+    Raises:
+        DotsError: whatever is wrong with the input, the options or the disk.
+    """
+    from dotscli.quantize.checkpoint import quantize
+
+    return quantize(folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force)
+
+
+def plan_checkpoint(
+    folder: Path,
+    type: str = DEFAULT_TYPE,
+    *,
+    tensor_types: Sequence[str] = (),
+    imatrix: Path | None = None,
+) -> Plan:
+    """What `quantize_checkpoint` would write; folder may hold config.json alone, or be that file.
+
+    Raises:
+        DotsError: whatever is wrong with the input or the options.
+    """
+    from dotscli.quantize.checkpoint import plan_only
+
+    return plan_only(folder, type, tuple(tensor_types), imatrix)

@@ -145,8 +145,8 @@ def check_sources(specs: Iterable[TensorSpec], shards: Shards) -> None:
                 missing.append(name)
                 continue
             if shards.shape(name) != source.shape:
-                found, expected = list(shards.shape(name)), list(source.shape)
-                shapes.append(f"{name} is {found}, expected {expected}")
+                shape, expected = list(shards.shape(name)), list(source.shape)
+                shapes.append(f"{name} is {shape}, expected {expected}")
             if shards.dtype(name) not in SOURCE_DTYPES:
                 dtypes.append(f"{name} is {shards.dtype(name)}")
     extra = [name for name in shards.names() if name not in needed]

@@ -61,7 +61,7 @@ def read_header(path: Path) -> tuple[Entry, ...]:
                 )
             if header_nbytes > file_nbytes - 8:
                 raise DotsError(
-                    f"{path} is cut: the header is {header_nbytes} bytes long, the file {file_nbytes}",
+                    f"{path} is cut: its header has {header_nbytes} bytes, the file {file_nbytes}",
                     hint="download the shard again",
                 )
             text = file.read(header_nbytes)
@@ -128,7 +128,7 @@ def _entry(name: str, value: object, path: Path, data_start: int) -> Entry:
 
 def _sizes(fields: Values, key: str) -> tuple[int, ...]:
     values = fields.array(key)
-    sizes = []
+    sizes: list[int] = []
     for value in values:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_NBYTES:
             raise fields.wrong(key, "a list of whole numbers from 0 up")

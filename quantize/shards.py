@@ -7,6 +7,7 @@ pages. Names are those of the checkpoint; what they mean is not known here.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 from collections.abc import Iterator, Sequence
@@ -111,7 +112,7 @@ class Shards:
     def view(self, name: str, start: int, nbytes: int) -> memoryview:
         """Bytes start .. start + nbytes of a tensor, without a copy.
 
-        The view must be dropped before `close`.
+        Raises DotsError if the file became shorter since it was opened.
         """
         tensor = self.tensors[name]
         if not 0 <= start <= start + nbytes <= tensor.entry.nbytes:
@@ -136,10 +137,11 @@ class Shards:
         self._map(tensor.path).madvise(mmap.MADV_DONTNEED, first, end // page * page - first)
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Unmap the files; one that still has views goes when the last of them does."""
         with self._lock:
             for mapped in self._maps.values():
-                mapped.close()
+                with contextlib.suppress(BufferError):
+                    mapped.close()
             self._maps.clear()
 
     def _map(self, path: Path) -> mmap.mmap:

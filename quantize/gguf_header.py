@@ -1,0 +1,70 @@
+"""The header of a GGUF: magic, keys and values, and where every tensor lies.
+
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The
+package gguf writes headers too, but wants the tensors in hand; here everything is known from the
+plan, and the same plan gives the same bytes. It does not write to a file.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+
+from dotscli.errors import DotsError
+from dotscli.models.json_file import shown
+from dotscli.models.metadata import KeyValue
+from dotscli.quantize.plan import TensorPlan, aligned
+
+VERSION = 3
+_STRING, _ARRAY = 8, 9
+# kind -> (gguf_type, struct format)
+_SCALARS = {"u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?")}
+
+
+def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> bytes:
+    """The bytes before the data section, padded so that it starts aligned.
+
+    Raises:
+        DotsError: a value that its type can't hold.
+    """
+    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
+    for key in keys:
+        parts.append(_string(key.key))
+        parts.append(_value(key))
+    for tensor in tensors:
+        parts.append(_string(tensor.name))
+        sizes = tensor.shape[::-1]
+        parts.append(struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
+        parts.append(struct.pack("<IQ", tensor.type.id, tensor.offset))
+    header = b"".join(parts)
+    return header + bytes(aligned(len(header)) - len(header))
+
+
+def _value(key: KeyValue) -> bytes:
+    try:
+        if key.kind == "str":
+            return struct.pack("<I", _STRING) + _string(str(key.value))
+        if key.kind.startswith("arr["):
+            return struct.pack("<I", _ARRAY) + _array(key)
+        number, layout = _SCALARS[key.kind]
+        return struct.pack("<I", number) + struct.pack(layout, key.value)
+    except (struct.error, OverflowError, UnicodeEncodeError) as error:
+        raise DotsError(f"{key.key}: {shown(key.value)} does not fit {key.kind}: {error}") from None
+
+
+def _array(key: KeyValue) -> bytes:
+    values = key.value
+    assert isinstance(values, tuple)
+    kind = key.kind[4:-1]
+    if kind == "str":
+        strings = b"".join(_string(str(value)) for value in values)
+        return struct.pack("<IQ", _STRING, len(values)) + strings
+    number, layout = _SCALARS[kind]
+    return struct.pack("<IQ", number, len(values)) + struct.pack(
+        f"<{len(values)}{layout[1]}", *values
+    )
+
+
+def _string(text: str) -> bytes:
+    encoded = text.encode("utf-8")
+    return struct.pack("<Q", len(encoded)) + encoded

@@ -1,0 +1,102 @@
+"""One job is some rows of one expert: what a thread quantizes and writes in one go.
+
+Jobs are cut from the plan in the order of the file, small enough that the threads' buffers stay
+within the memory allowed and that an interruption is noticed soon. Which thread does which job
+changes nothing in the output, because every job knows its place. It does not run anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from dotscli.errors import DotsError
+from dotscli.quantize.codec import PIECE_WEIGHTS
+from dotscli.quantize.plan import SOURCE_DTYPES, Plan, TensorPlan
+from dotscli.quantize.shards import Shards
+
+JOB_WEIGHTS = 1 << 20
+DTYPE_NBYTES = dict(zip(SOURCE_DTYPES, (2, 2, 4), strict=True))
+
+# What a run holds whatever the model: Python, numpy, a vocabulary of 152,064 tokens, the header.
+BASE_NBYTES = 256 << 20
+# Per weight of a job: mapped source (4), floats of a piece (4 at most), output (4 at most).
+_JOB_NBYTES_PER_WEIGHT = 12
+
+
+@dataclass(frozen=True)
+class Job:
+    """Some rows of one matrix.
+
+    Attributes:
+        tensor: index into the plan.
+        expert: which matrix of the stack.
+        source: the checkpoint's tensor; start: first byte in it; nbytes: how many.
+        first_row: of the matrix, for error messages.
+        offset: where the result goes, from the start of the data section.
+        out_nbytes: how large it is.
+    """
+
+    tensor: int
+    expert: int
+    source: str
+    start: int
+    nbytes: int
+    first_row: int
+    offset: int
+    out_nbytes: int
+
+
+def job_weights(plan: Plan, threads: int, max_memory: int) -> int:
+    """The number of weights per job that fits the memory allowed.
+
+    Raises:
+        DotsError: not even one row per thread fits.
+    """
+    longest = max(tensor.shape[-1] for tensor in plan.tensors)
+    weights = (max_memory - BASE_NBYTES) // (threads * _JOB_NBYTES_PER_WEIGHT)
+    if weights < longest:
+        needed = BASE_NBYTES + threads * _JOB_NBYTES_PER_WEIGHT * longest
+        raise DotsError(
+            f"{max_memory / 1e6:.0f} MB are too little memory for {threads} threads",
+            hint=f"--max-memory of {needed / 1e6:.0f} MB or more, or fewer --threads",
+        )
+    return min(JOB_WEIGHTS, weights)
+
+
+def piece_weights(weights: int) -> int:
+    """How much of a job is widened at a time."""
+    return min(PIECE_WEIGHTS, weights)
+
+
+def jobs(plan: Plan, shards: Shards, weights: int) -> Iterator[Job]:
+    """All jobs of the plan, in the order of the output file."""
+    for index, tensor in enumerate(plan.tensors):
+        yield from _tensor_jobs(index, tensor, shards, weights)
+
+
+def _tensor_jobs(index: int, tensor: TensorPlan, shards: Shards, weights: int) -> Iterator[Job]:
+    spec = tensor.spec
+    n_columns = spec.shape[-1]
+    n_rows = spec.shape[-2] if len(spec.shape) > 1 else 1
+    row_out = tensor.type.row_nbytes(n_columns)
+    rows_per_job = max(1, weights // n_columns)
+    for expert in range(spec.n_experts):
+        stacked = len(spec.sources) == 1
+        source = spec.sources[0 if stacked else expert]
+        row_in = n_columns * DTYPE_NBYTES[shards.dtype(source.name)]
+        # A fused stack holds this expert's rows among others': gate rows before up rows.
+        rows_in_source = source.shape[-2] if len(source.shape) > 1 else 1
+        first = (expert * rows_in_source if stacked else 0) + (source.rows[0] if source.rows else 0)
+        for row in range(0, n_rows, rows_per_job):
+            n = min(rows_per_job, n_rows - row)
+            yield Job(
+                tensor=index,
+                expert=expert,
+                source=source.name,
+                start=(first + row) * row_in,
+                nbytes=n * row_in,
+                first_row=row,
+                offset=tensor.offset + (expert * n_rows + row) * row_out,
+                out_nbytes=n * row_out,
+            )
