@@ -19,7 +19,7 @@ DOORS = {
     "typer": ("dotscli/cli.py", "dotscli/options.py"),
     "click": ("dotscli/cli.py", "dotscli/options.py"),
     "rich": ("dotscli/terminal.py", "dotscli/render.py"),
-    "jinja2": ("models/template.py",),
+    "jinja2": ("models/sandbox.py",),
     "prompt_toolkit": ("dotscli/repl.py",),
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "torch", "transformers")
