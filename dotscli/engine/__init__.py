@@ -1,0 +1,15 @@
+"""The one door to llama.cpp: tokens go in, pieces of text come out.
+
+Everything that imports llama_cpp lies in this package, on its low-level interface. It knows
+nothing of messages, templates or terminals.
+"""
+
+from __future__ import annotations
+
+from dotscli.engine.devices import Device, devices
+from dotscli.engine.grammar import json_schema_grammar
+from dotscli.engine.lib import versions
+from dotscli.engine.model import Engine
+from dotscli.engine.options import EngineOptions
+
+__all__ = ["Device", "Engine", "EngineOptions", "devices", "json_schema_grammar", "versions"]

@@ -1,0 +1,151 @@
+"""Tokens into the cache, logits out: llama_decode with one batch that is used again and again."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dotscli.engine.interrupt import signals_noted
+from dotscli.engine.lib import llama
+from dotscli.engine.load import MAX_OUTPUTS
+from dotscli.engine.log import log
+from dotscli.errors import DotsError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+ABORTED = 2  # llama_decode: stopped by the abort callback
+
+
+class Decoder:
+    """One context and the tokens that its cache holds, in order."""
+
+    def __init__(self, context: Any, n_vocab: int) -> None:
+        self._api = llama()
+        self._context = context
+        self._memory = self._api.llama_get_memory(context)
+        self._n_vocab = n_vocab
+        self._n_batch = int(self._api.llama_n_batch(context))
+        self._ids = (ctypes.c_int32 * self._n_batch)()
+        self._outputs = (ctypes.c_int8 * self._n_batch)()
+        self._batch = self._api.llama_batch()  # no positions, no sequences: llama.cpp counts
+        self._batch.token = ctypes.cast(self._ids, ctypes.POINTER(ctypes.c_int32))
+        self._batch.logits = ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8))
+        self.cached: list[int] = []
+
+    @property
+    def context(self) -> Any:
+        """The llama_context."""
+        return self._context
+
+    def settle(self) -> None:
+        """Makes the list and llama.cpp's cache agree, whatever interrupted the last call."""
+        held = int(self._api.llama_memory_seq_pos_max(self._memory, 0)) + 1
+        self.keep(min(held, len(self.cached)))
+
+    def keep(self, count: int) -> None:
+        """Shortens the cache to its first `count` tokens."""
+        del self.cached[count:]
+        if not self._api.llama_memory_seq_rm(self._memory, 0, count, -1):
+            self.cached.clear()
+            self._api.llama_memory_clear(self._memory, False)
+
+    def reuse(self, prompt: Sequence[int]) -> int:
+        """Keeps what the prompt shares with the cache and returns how many tokens that are.
+
+        The prompt's last token is always left to evaluate, because its logits are wanted.
+        """
+        self.settle()
+        count = 0
+        for ours, theirs in zip(self.cached, prompt[:-1], strict=False):
+            if ours != theirs:
+                break
+            count += 1
+        self.keep(count)
+        return count
+
+    def prefill(
+        self, tokens: Sequence[int], on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        """Evaluates a prompt's tokens in batches; the logits of the last one stay.
+
+        Ctrl-C ends it within a batch where the CPU computes, after it elsewhere.
+
+        Args:
+            tokens: those not in the cache.
+            on_progress: gets (evaluated, all), also once before the first batch.
+
+        Raises:
+            DotsError: llama.cpp fails.
+            KeyboardInterrupt: from the user.
+        """
+        total = len(tokens)
+        for start in range(0, total, self._n_batch):
+            if on_progress is not None:
+                on_progress(start, total)
+            chunk = tokens[start : start + self._n_batch]
+            self._fill(chunk, n_outputs=1 if start + len(chunk) == total else 0)
+            self._decode_interruptibly()
+        if on_progress is not None:
+            on_progress(total, total)
+
+    def decode(self, token: int) -> None:
+        """Evaluates one token; its logits are there to sample.
+
+        Raises:
+            DotsError: llama.cpp fails.
+        """
+        self._ids[0] = token
+        self._outputs[0] = 1
+        self._batch.n_tokens = 1
+        self.cached.append(token)
+        status = self._api.llama_decode(self._context, self._batch)
+        if status:
+            self._fail(status)
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits after each token of a fresh sequence, float32 of shape (n_tokens, n_vocab)."""
+        import numpy as np
+
+        self.settle()
+        self.keep(0)
+        rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
+        step = min(self._n_batch, MAX_OUTPUTS)
+        for start in range(0, len(tokens), step):
+            chunk = tokens[start : start + step]
+            self._fill(chunk, n_outputs=len(chunk))
+            self._decode_interruptibly()
+            values = self._api.llama_get_logits(self._context)
+            rows[start : start + len(chunk)] = np.ctypeslib.as_array(
+                values, shape=(len(chunk), self._n_vocab)
+            )
+        return rows
+
+    def _fill(self, tokens: Sequence[int], n_outputs: int) -> None:
+        """Puts tokens into the batch, with logits wanted of the last `n_outputs`."""
+        count = len(tokens)
+        self._ids[:count] = list(tokens)
+        self._outputs[:count] = [0] * (count - n_outputs) + [1] * n_outputs
+        self._batch.n_tokens = count
+        self.cached.extend(tokens)
+
+    def _decode_interruptibly(self) -> None:
+        with signals_noted() as interrupted:
+            # ggml asks between the nodes of the graph: too often for single tokens, not for many
+            asked = self._api.ggml_abort_callback(lambda _data: interrupted())
+            self._api.llama_set_abort_callback(self._context, asked, None)
+            status = self._api.llama_decode(self._context, self._batch)
+            self._api.llama_set_abort_callback(self._context, self._api.ggml_abort_callback(), None)
+            if interrupted():
+                status = 0 if status == ABORTED else status
+        if status:
+            self._fail(status)
+
+    def _fail(self, status: int) -> None:
+        said = log().complaints()
+        self.settle()
+        raise DotsError(
+            f"llama.cpp's llama_decode failed with {status}",
+            hint=f"it says: {'; '.join(said)}" if said else "run again with -v",
+        )

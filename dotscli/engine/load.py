@@ -1,0 +1,154 @@
+"""From a checked GGUF to a model and a context of llama.cpp.
+
+Everything that would make llama.cpp abort is refused before; what it still refuses itself comes
+back as an error with the last lines of its log. Ctrl-C ends a load between two tensors.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dotscli.engine.devices import add_rpc, devices, has_gpu
+from dotscli.engine.interrupt import signals_noted
+from dotscli.engine.lib import llama
+from dotscli.engine.log import log
+from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
+from dotscli.engine.placement import override_array
+from dotscli.engine.sizing import CacheShape, context_size, free_memory
+from dotscli.errors import DotsError
+from dotscli.models.gguf_file import GgufFile
+
+MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
+ALL_LAYERS = -1
+
+
+@dataclass
+class Loaded:
+    """Addresses in C, and what C points to and Python must keep."""
+
+    model: Any
+    context: Any
+    n_ctx: int
+    kept: list[Any]
+
+    def free(self) -> None:
+        """Gives everything back to llama.cpp; harmless when done twice."""
+        if self.context:
+            llama().llama_free(self.context)
+        if self.model:
+            llama().llama_model_free(self.model)
+        self.model = self.context = None
+
+
+def load(
+    gguf: GgufFile,
+    options: EngineOptions,
+    on_progress: Callable[[float], None] | None,
+    warn: Callable[[str], None],
+) -> Loaded:
+    """Loads the model of a file that `check_dots1` has passed, and makes its context.
+
+    Args:
+        gguf: the header that was checked.
+        options: validated on construction.
+        on_progress: gets 0.0 to 1.0 while tensors are read.
+        warn: gets a sentence about anything that was not as asked.
+
+    Raises:
+        DotsError: llama.cpp refused, with its reason as the hint.
+        KeyboardInterrupt: the user did not want to wait.
+    """
+    add_rpc(options.rpc)
+    log().clear()
+    loaded = Loaded(None, None, 0, [])
+    try:
+        loaded.model = _model(gguf, options, on_progress, loaded.kept)
+        loaded.n_ctx = _n_ctx(gguf, options, warn)
+        loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options)
+    except BaseException:
+        loaded.free()
+        raise
+    return loaded
+
+
+def _model(
+    gguf: GgufFile,
+    options: EngineOptions,
+    on_progress: Callable[[float], None] | None,
+    kept: list[Any],
+) -> Any:
+    api = llama()
+    params = api.llama_model_default_params()
+    layers = options.n_gpu_layers
+    params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
+    overrides = override_array(options, (tensor.name for tensor in gguf.tensors))
+    if overrides is not None:
+        params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
+        kept.append(overrides)
+    with signals_noted() as interrupted:
+
+        @api.llama_progress_callback  # type: ignore[untyped-decorator]  # ctypes has no types
+        def progress(fraction: float, _data: Any) -> bool:
+            if on_progress is not None:
+                on_progress(fraction)
+            return not interrupted()
+
+        params.progress_callback = progress
+        model = api.llama_model_load_from_file(str(gguf.path).encode(), params)
+    if not model:
+        raise _refused(f"{gguf.path}: llama.cpp does not load this file")
+    return model
+
+
+def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> int:
+    trained = _number(gguf.metadata, "context_length")
+    if options.n_ctx:
+        if options.n_ctx > trained:
+            warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
+        return options.n_ctx
+    heads = _number(gguf.metadata, "attention.head_count")
+    width = _number(gguf.metadata, "embedding_length") // heads * heads
+    shape = CacheShape(_number(gguf.metadata, "block_count"), width, width)
+    return context_size(trained, shape.bytes_per_token(options), _free_bytes(gguf, options))
+
+
+def _free_bytes(gguf: GgufFile, options: EngineOptions) -> int:
+    """Free bytes where the cache will live: on the GPUs once layers do, else in main memory."""
+    gpus = [device for device in devices() if device.type == "GPU"]
+    if gpus and options.n_gpu_layers != 0:
+        return sum(device.free_bytes for device in gpus)  # the weights are already there
+    return free_memory(sum(tensor.nbytes for tensor in gguf.tensors))
+
+
+def _context(path: Path, model: Any, n_ctx: int, options: EngineOptions) -> Any:
+    api = llama()
+    params = api.llama_context_default_params()
+    params.n_ctx = -(-n_ctx // 256) * 256  # as llama.cpp rounds, or its batch gets smaller
+    params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)
+    params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
+    params.n_threads, params.n_threads_batch = options.threads()
+    params.type_k = CACHE_TYPES[options.cache_type_k][0]
+    params.type_v = CACHE_TYPES[options.cache_type_v][0]
+    params.flash_attn_type = FLASH_ATTN[options.flash_attn]
+    context = api.llama_init_from_model(model, params)
+    if not context:
+        raise _refused(
+            f"{path}: llama.cpp makes no context of {n_ctx} tokens with caches of "
+            f"{options.cache_type_k} and {options.cache_type_v}"
+        )
+    return context
+
+
+def _number(metadata: Mapping[str, object], key: str) -> int:
+    value = metadata[f"dots1.{key}"]
+    assert isinstance(value, int)  # check_dots1 has seen to it
+    return value
+
+
+def _refused(message: str) -> DotsError:
+    said = log().complaints()
+    return DotsError(message, hint=f"it says: {'; '.join(said)}" if said else "run again with -v")

@@ -1,0 +1,121 @@
+"""What a user decides about loading and running a model, checked before llama.cpp hears of it.
+
+Pure values: nothing here touches llama.cpp or the machine, except for counting its cores.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotscli.errors import DotsError
+
+# ggml type ids and bytes per block of the types that llama.cpp's attention reads (ggml.h).
+CACHE_TYPES: dict[str, tuple[int, int, int]] = {  # name: id, elements in a block, bytes of a block
+    "f32": (0, 1, 4),
+    "f16": (1, 1, 2),
+    "bf16": (30, 1, 2),
+    "q8_0": (8, 32, 34),
+    "q4_0": (2, 32, 18),
+    "q4_1": (3, 32, 20),
+    "iq4_nl": (20, 32, 18),
+    "q5_0": (6, 32, 22),
+    "q5_1": (7, 32, 24),
+}
+FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
+MAX_CTX = 1 << 20
+MAX_BATCH = 1 << 14
+MAX_THREADS = 512  # GGML_MAX_N_THREADS, beyond which ggml aborts
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Named as the flags of llama.cpp are.
+
+    `n_ctx` 0: sized from free memory. `n_threads` 0: physical cores; `n_threads_batch` 0: the
+    same. `n_gpu_layers` None: all of them if there is a GPU. `n_cpu_moe`: the experts of the
+    first so many layers stay on the CPU, `cpu_moe`: those of all layers. `override_tensor`:
+    REGEX=BUFFER-TYPE. `rpc`: HOST:PORT of workers.
+
+    Raises:
+        DotsError: a value outside its range or a name that does not exist (exit status 2).
+    """
+
+    n_ctx: int = 0
+    n_threads: int = 0
+    n_threads_batch: int = 0
+    n_batch: int = 512
+    n_gpu_layers: int | None = None
+    n_cpu_moe: int = 0
+    cpu_moe: bool = False
+    override_tensor: tuple[str, ...] = ()
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    flash_attn: str = "auto"
+    rpc: tuple[str, ...] = ()
+    verbose: bool = False
+
+    def __post_init__(self) -> None:
+        _check_range("--ctx-size", self.n_ctx, 0, MAX_CTX)
+        _check_range("--threads", self.n_threads, 0, MAX_THREADS)
+        _check_range("--threads-batch", self.n_threads_batch, 0, MAX_THREADS)
+        _check_range("--batch-size", self.n_batch, 1, MAX_BATCH)
+        _check_range("--n-cpu-moe", self.n_cpu_moe, 0, 1 << 16)
+        if self.n_gpu_layers is not None:
+            _check_range("--n-gpu-layers", self.n_gpu_layers, 0, 1 << 16)
+        _check_name("--cache-type-k", self.cache_type_k, CACHE_TYPES)
+        _check_name("--cache-type-v", self.cache_type_v, CACHE_TYPES)
+        _check_name("--flash-attn", self.flash_attn, FLASH_ATTN)
+        if self.flash_attn == "off" and CACHE_TYPES[self.cache_type_v][1] > 1:
+            raise DotsError(
+                f"a {self.cache_type_v} cache for V needs flash attention",
+                hint="leave out --flash-attn off, or use --cache-type-v f16",
+                exit_status=2,
+            )
+
+    def threads(self) -> tuple[int, int]:
+        """Threads for decode and for prefill."""
+        decode = self.n_threads or usable_cores()
+        return decode, self.n_threads_batch or decode
+
+
+def cache_bytes(name: str, elements: int) -> int:
+    """Bytes that a row of `elements` takes in a cache of that type."""
+    _, block, nbytes = CACHE_TYPES[name]
+    return -(-elements // block) * nbytes
+
+
+def usable_cores() -> int:
+    """Physical cores this process may use: no more than its affinity or its cgroup allows.
+
+    A second thread on a core only gets in the way of the first one in these memory-bound loops.
+    """
+    import psutil
+
+    allowed = os.cpu_count() or 1
+    if sys.platform == "linux":
+        allowed = min(len(os.sched_getaffinity(0)), _cgroup_cpus(allowed))
+    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, MAX_THREADS))
+
+
+def _cgroup_cpus(default: int) -> int:
+    """Whole CPUs that a container may use (cgroup v2's cpu.max: quota and period in us)."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+        return max(1, int(quota) // int(period))
+    except (OSError, ValueError):
+        return default
+
+
+def _check_range(flag: str, value: int, low: int, high: int) -> None:
+    if not low <= value <= high:
+        raise DotsError(f"{flag} is {value}", hint=f"give {low} to {high}", exit_status=2)
+
+
+def _check_name(flag: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        hint = f"give one of {', '.join(known)}"
+        raise DotsError(f"{flag} is {value!r}", hint=hint, exit_status=2)

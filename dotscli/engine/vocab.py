@@ -1,0 +1,73 @@
+"""The vocabulary of a loaded model: text to ids and ids to bytes, as llama.cpp does it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+from dotscli.engine.lib import llama
+from dotscli.errors import DotsError
+
+MAX_TEXT = 1 << 30  # bytes; llama.cpp counts in int32
+
+
+class Vocabulary:
+    """Tokenizer and detokenizer on one llama_vocab."""
+
+    def __init__(self, handle: Any) -> None:
+        self._api = llama()
+        self.handle = handle
+        self.n_tokens = int(self._api.llama_vocab_n_tokens(handle))
+        self._buffer = ctypes.create_string_buffer(256)
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        """Token ids of a text, nothing added before or after it.
+
+        Raises:
+            DotsError: more than 1 GiB of text.
+        """
+        data = text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8
+        if not data:
+            return []
+        if len(data) > MAX_TEXT:
+            raise DotsError(f"the text has {len(data)} bytes, at most {MAX_TEXT} work")
+        capacity = len(data)
+        while True:
+            ids = (ctypes.c_int32 * capacity)()
+            count = self._api.llama_tokenize(
+                self.handle, data, len(data), ids, capacity, False, parse_special
+            )
+            if count >= 0:
+                return ids[:count]
+            capacity = -count
+
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Bytes of one token; the id must lie in the vocabulary."""
+        buffer = self._buffer
+        size = self._api.llama_token_to_piece(self.handle, token, buffer, len(buffer), 0, special)
+        if size >= 0:
+            return buffer.raw[:size]
+        self._buffer = ctypes.create_string_buffer(-size)
+        return self.piece(token, special=special)
+
+    def is_end(self, token: int) -> bool:
+        """Whether a reply ends with this token."""
+        return bool(self._api.llama_vocab_is_eog(self.handle, token))
+
+    def text(self, token: int) -> str:
+        """Name of a special token such as eos; empty if the model has none."""
+        if not 0 <= token < self.n_tokens:
+            return ""
+        name = self._api.llama_vocab_get_text(self.handle, token)
+        return str(name.decode("utf-8", "replace"))
+
+    @functools.cached_property
+    def markup(self) -> list[int]:
+        """Ids of the control tokens that do not end a reply."""
+        is_control = self._api.llama_vocab_is_control
+        return [
+            token
+            for token in range(self.n_tokens)
+            if is_control(self.handle, token) and not self.is_end(token)
+        ]

@@ -1,0 +1,116 @@
+"""What the tokenizer in a dots1 GGUF must be before llama.cpp builds its vocabulary from it."""
+
+from __future__ import annotations
+
+from dotscli.errors import DotsError
+from dotscli.models.gguf_file import GgufArray, GgufFile
+from dotscli.models.gguf_type import BOOL, FLOAT32, INT32, STRING, UINT32, VALUE_NAMES
+
+TOKENS = "tokenizer.ggml.tokens"
+MAX_VOCAB = 1 << 24
+MAX_TOKEN = 2048  # bytes; llama.cpp's grammars recurse once per character of a token
+MAX_TEMPLATE = 1 << 20
+TOKEN_TYPES = range(1, 7)  # enum llama_token_type without "undefined"
+FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
+HINT = "write it again with: dots quantize CHECKPOINT"
+
+
+def check_tokens(gguf: GgufFile) -> int:
+    """Refuses a vocabulary that would abort llama.cpp or tokenize wrongly.
+
+    Returns:
+        The number of tokens.
+
+    Raises:
+        DotsError: with the file, the key and the value.
+    """
+    _check_text(gguf, "tokenizer.ggml.model", "gpt2")
+    _check_text(gguf, "tokenizer.ggml.pre", "qwen2")
+    tokens = _array(gguf, TOKENS, STRING)
+    if not 0 < len(tokens) <= MAX_VOCAB:
+        raise DotsError(f"{gguf.path}: {TOKENS} has {len(tokens)} tokens", hint=HINT)
+    if tokens.longest > MAX_TOKEN:
+        raise DotsError(
+            f"{gguf.path}: a token of {tokens.longest} bytes, at most {MAX_TOKEN} work", hint=HINT
+        )
+    _check_distinct(gguf, tokens.byte_strings())
+    types = _array(gguf, "tokenizer.ggml.token_type", INT32)
+    _check_length(gguf, "tokenizer.ggml.token_type", types, len(tokens))
+    strange = set(types.numbers()) - set(TOKEN_TYPES)
+    if strange:
+        raise DotsError(
+            f"{gguf.path}: tokenizer.ggml.token_type has the value {min(strange):g}", hint=HINT
+        )
+    if "tokenizer.ggml.scores" in gguf.metadata:
+        scores = _array(gguf, "tokenizer.ggml.scores", FLOAT32)
+        _check_length(gguf, "tokenizer.ggml.scores", scores, len(tokens))
+    _check_merges(gguf)
+    _check_special(gguf, len(tokens))
+    template = gguf.metadata.get("tokenizer.chat_template", "")
+    if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
+        raise DotsError(f"{gguf.path}: tokenizer.chat_template is no text of usual size", hint=HINT)
+    return len(tokens)
+
+
+def _check_text(gguf: GgufFile, key: str, wanted: str) -> None:
+    if gguf.metadata.get(key) != wanted:
+        raise DotsError(
+            f"{gguf.path}: {key} is {gguf.metadata.get(key)!r}, dots.llm1 has {wanted!r}", hint=HINT
+        )
+
+
+def _array(gguf: GgufFile, key: str, kind: int) -> GgufArray:
+    value = gguf.metadata.get(key)
+    if not isinstance(value, GgufArray) or value.element_type != kind:
+        found = "missing" if value is None else "of another type"
+        raise DotsError(
+            f"{gguf.path}: {key}, an array of {VALUE_NAMES[kind]}, is {found}", hint=HINT
+        )
+    return value
+
+
+def _check_length(gguf: GgufFile, key: str, array: GgufArray, n_tokens: int) -> None:
+    if len(array) != n_tokens:
+        raise DotsError(
+            f"{gguf.path}: {key} has {len(array)} elements for {n_tokens} tokens", hint=HINT
+        )
+
+
+def _check_distinct(gguf: GgufFile, tokens: list[bytes]) -> None:
+    """llama.cpp asserts that no token comes twice, and gives empty ones names of its own."""
+    seen: set[bytes] = set()
+    for number, token in enumerate(tokens):
+        try:
+            text = token.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise DotsError(f"{gguf.path}: token {number} is not UTF-8", hint=HINT) from error
+        if not token or token in seen:
+            what = f"token {number} is {text!r} for a second time" if token else "an empty token"
+            raise DotsError(f"{gguf.path}: {what}", hint=HINT)
+        seen.add(token)
+
+
+def _check_merges(gguf: GgufFile) -> None:
+    merges = _array(gguf, "tokenizer.ggml.merges", STRING)
+    if merges.longest > 2 * MAX_TOKEN + 1:
+        raise DotsError(f"{gguf.path}: a merge of {merges.longest} bytes", hint=HINT)
+    for number, merge in enumerate(merges.byte_strings()):
+        if merge.count(b" ") != 1 or merge[0] == 32 or merge[-1] == 32:
+            raise DotsError(
+                f"{gguf.path}: merge {number} is {merge[:40]!r}, not two tokens", hint=HINT
+            )
+
+
+def _check_special(gguf: GgufFile, n_tokens: int) -> None:
+    if "tokenizer.ggml.eos_token_id" not in gguf.metadata:
+        raise DotsError(f"{gguf.path}: the key tokenizer.ggml.eos_token_id is missing", hint=HINT)
+    for key, value in gguf.metadata.items():
+        if key.startswith("tokenizer.ggml.") and key.endswith("_token_id"):
+            whole = gguf.types[key] == UINT32 and isinstance(value, int)
+            if not whole or not 0 <= value < n_tokens:  # type: ignore[operator]  # an int if whole
+                raise DotsError(
+                    f"{gguf.path}: {key} is {value!r}, not one of {n_tokens} tokens", hint=HINT
+                )
+    for flag in FLAGS:
+        if gguf.types.get(f"tokenizer.ggml.{flag}", BOOL) != BOOL:
+            raise DotsError(f"{gguf.path}: tokenizer.ggml.{flag} is no bool", hint=HINT)
