@@ -152,7 +152,7 @@ def _sizes(gguf: GgufFile, vocab_size: int) -> GgufSizes:
 
 def _head_dim(gguf: GgufFile, default: int) -> int:
     """Width of a head. K, V and RoPE all have it, and RoPE turns pairs."""
-    given = {
+    given: dict[str, object] = {
         key: gguf.metadata[key]
         for key in (
             "dots1.attention.key_length",

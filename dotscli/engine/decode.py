@@ -126,7 +126,8 @@ class Decoder:
         """Puts tokens into the batch, with logits wanted of the last `n_outputs`."""
         count = len(tokens)
         self._ids[:count] = list(tokens)
-        self._outputs[:count] = [0] * (count - n_outputs) + [1] * n_outputs
+        ctypes.memset(self._outputs, 0, count)
+        ctypes.memset(ctypes.byref(self._outputs, count - n_outputs), 1, n_outputs)
         self._batch.n_tokens = count
         self.cached.extend(tokens)
 

@@ -41,5 +41,5 @@ def signals_noted() -> Iterator[Callable[[], bool]]:
     finally:
         for ours, handler in previous.items():
             signal.signal(ours, handler)
-        for number, frame in noted[:1]:
-            previous[signal.Signals(number)](number, frame)
+        for came, frame in noted[:1]:
+            previous[signal.Signals(came)](came, frame)
