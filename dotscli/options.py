@@ -37,7 +37,7 @@ def parse_size(text: str) -> int:
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a group of options by its options, and call with the group."""
     hints = get_type_hints(command, include_extras=True)
-    groups = {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
+    groups: dict[str, Any] = {n: h for n, h in hints.items() if dataclasses.is_dataclass(h)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in groups:

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -197,6 +197,19 @@ class Terminal:
             reminder.join()
         return self.decode(data, "stdin")
 
+    def lines(self, prompt: str = "") -> Iterator[str]:
+        """The lines of stdin as they come, without their ends; `prompt` is shown on stderr."""
+        raw = getattr(self.stdin, "buffer", self.stdin)
+        while True:
+            if prompt and not self.quiet:
+                self.stderr.write(prompt)
+                self.stderr.flush()
+            line = raw.readline()
+            if not line:
+                return
+            text = line if isinstance(line, str) else self.decode(line, "stdin")
+            yield text.removesuffix("\n").removesuffix("\r")
+
     def decode(self, data: bytes, origin: str) -> str:
         """Text from bytes; invalid UTF-8 is replaced, with a warning.
 
@@ -244,4 +257,4 @@ def _open_closed_descriptors() -> None:
         except OSError:
             os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
         if getattr(sys, name) is None:
-            setattr(sys, name, open(descriptor, mode, encoding="utf-8", closefd=False))
+            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))

@@ -1,0 +1,159 @@
+"""From options to a loaded model and to settings: what prompt and chat have in common.
+
+Precedence of a sampling setting: flag, environment and config.toml (these three are one value
+here), then the model's metadata, then llama.cpp's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dotscli.errors import DotsError, ExitStatus
+from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.sampling import Sampling
+from dotscli.stream import Piece
+from dotscli.terminal import Terminal
+
+if TYPE_CHECKING:
+    from dotscli.engine import Engine, EngineOptions
+
+# llama.cpp's keys for what a model's makers recommend (llama-arch.cpp, general.sampling.*).
+METADATA_KEYS = {
+    "temp": "general.sampling.temp",
+    "top_k": "general.sampling.top_k",
+    "top_p": "general.sampling.top_p",
+    "min_p": "general.sampling.min_p",
+    "repeat_penalty": "general.sampling.penalty_repeat",
+    "repeat_last_n": "general.sampling.penalty_last_n",
+}
+INTEGERS = ("top_k", "repeat_last_n", "seed")
+
+
+def usage(message: str, hint: str = "") -> DotsError:
+    """An error in how the command was called: exit status 2."""
+    return DotsError(message, hint, ExitStatus.USAGE)
+
+
+def engine_options(flags: EngineFlags) -> EngineOptions:
+    """The flags as the engine wants them.
+
+    Raises:
+        DotsError: a value out of its range (exit status 2).
+    """
+    from dotscli.engine import EngineOptions
+
+    layers: int | None = None
+    if flags.n_gpu_layers == "all":
+        layers = 1 << 15
+    elif flags.n_gpu_layers != "auto":
+        if not flags.n_gpu_layers.isdecimal():
+            raise usage(
+                f"--n-gpu-layers is {flags.n_gpu_layers!r}", "give a number of layers, all or auto"
+            )
+        layers = int(flags.n_gpu_layers)
+    return EngineOptions(
+        n_ctx=flags.ctx_size,
+        n_threads=flags.threads,
+        n_threads_batch=flags.threads_batch,
+        n_batch=flags.batch_size,
+        n_gpu_layers=layers,
+        n_cpu_moe=flags.n_cpu_moe,
+        cpu_moe=flags.cpu_moe,
+        override_tensor=tuple(flags.override_tensor or ()),
+        cache_type_k=flags.cache_type_k.lower(),
+        cache_type_v=flags.cache_type_v.lower(),
+        flash_attn=flags.flash_attn,
+        rpc=tuple(part.strip() for part in flags.rpc.split(",") if part.strip()),
+        verbose=flags.verbose,
+    )
+
+
+def open_engine(terminal: Terminal, path: Path, options: EngineOptions) -> Engine:
+    """Load a model, with progress on stderr.
+
+    Raises:
+        DotsError: the file can't be used; llama.cpp's reason is in it.
+    """
+    from dotscli.engine import Engine
+
+    with terminal.progress(f"loading {path.name}", 1.0) as progress:
+        return Engine.load(path, options, on_progress=progress.update, on_log=terminal.note)
+
+
+def sampling_for(
+    flags: SamplingFlags, metadata: Mapping[str, str], grammar: str | None = None
+) -> Sampling:
+    """The settings that hold for a model.
+
+    Raises:
+        DotsError: a value out of its range (exit status 2).
+    """
+    values: dict[str, float | int] = {}
+    for name, key in METADATA_KEYS.items():
+        if key in metadata:
+            try:
+                number = float(metadata[key])
+                values[name] = int(number) if name in INTEGERS else number
+            except (ValueError, OverflowError):
+                continue  # advice that can't be read is no advice
+    for name in (*METADATA_KEYS, "presence_penalty", "frequency_penalty", "seed"):
+        if (given := getattr(flags, name)) is not None:
+            values[name] = given
+    return Sampling(**values, grammar=grammar)  # type: ignore[arg-type]  # checked by Sampling
+
+
+def system_prompt(terminal: Terminal, flags: AnswerFlags) -> str:
+    """The system prompt that was given, empty without one."""
+    if flags.system is not None and flags.system_file is not None:
+        raise usage("--system and --system-file exclude each other")
+    if flags.system_file is not None:
+        return terminal.read_file(flags.system_file).rstrip("\n")
+    return flags.system or ""
+
+
+def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
+    """The GBNF that the answer must follow, from whichever option gives one.
+
+    Raises:
+        DotsError: two of them, a file that can't be read, or a schema that can't be used.
+    """
+    given = [
+        name
+        for name in ("json_schema", "json_schema_file", "grammar", "grammar_file")
+        if getattr(flags, name) is not None
+    ]
+    if len(given) > 1:
+        first, second = (name.replace("_", "-") for name in given[:2])
+        raise usage(f"--{first} and --{second} exclude each other")
+    if flags.grammar_file is not None:
+        return terminal.read_file(flags.grammar_file)
+    if flags.grammar is not None:
+        return flags.grammar
+    schema = flags.json_schema
+    if flags.json_schema_file is not None:
+        schema = terminal.read_file(flags.json_schema_file)
+    if schema is None:
+        return None
+    from dotscli.engine import json_schema_grammar
+
+    return json_schema_grammar(schema)
+
+
+def with_prefill(
+    terminal: Terminal, start: Callable[[Callable[[int, int], None]], Iterator[Piece]]
+) -> Iterator[Piece]:
+    """The pieces of an answer, with progress on stderr until the first one is there."""
+    progress = terminal.progress("reading the prompt", 0, "tok")
+
+    def on_prefill(done: int, total: int) -> None:
+        progress.total = total
+        progress.update(done)
+
+    with progress:
+        pieces = start(on_prefill)
+        first = next(pieces, None)
+    if first is not None:
+        yield first
+    yield from pieces

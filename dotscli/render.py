@@ -1,0 +1,90 @@
+"""From pieces to what is shown: the text as it comes, one JSON object, a line of figures.
+
+Everything is returned as a value or handed to a function; it knows neither engine nor terminal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dotscli.stream import Piece, Stats
+
+
+@dataclass
+class Answer:
+    """What has come of an answer so far."""
+
+    text: str = ""
+    finish_reason: str = "interrupted"
+    stats: Stats = field(default_factory=Stats)
+
+    def read(self, pieces: Iterable[Piece], write: Callable[[str], None]) -> None:
+        """Take all pieces, writing each as it comes."""
+        for piece in pieces:
+            self.text += piece.text
+            write(piece.text)
+            if piece.finish_reason is not None:
+                self.finish_reason = piece.finish_reason
+            if piece.stats is not None:
+                self.stats = piece.stats
+
+
+def answer_json(
+    answer: Answer, *, model: Path, seed: int, n_ctx: int, load_s: float
+) -> dict[str, object]:
+    """The object that `dots prompt --json` prints."""
+    stats = answer.stats
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "model": str(model),
+        "seed": seed,
+        "n_ctx": n_ctx,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+        },
+        "timings": {
+            "load_s": round(load_s, 4),
+            "ttft_s": round(stats.ttft_s, 4),
+            "prefill_tps": round(stats.prefill_tps, 2),
+            "decode_tps": round(stats.decode_tps, 2),
+        },
+        "hot": None,
+    }
+
+
+def stats_line(stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "stop") -> str:
+    """One line of figures: `312 tok · 4.1 tok/s · prefill 154 tok @ 38 tok/s (1,050 reused) ...`"""
+    parts = [f"{stats.completion_tokens:,} tok"]
+    if stats.decode_tps:
+        parts.append(f"{rate(stats.decode_tps)} tok/s")
+    read = stats.prompt_tokens - stats.reused_tokens
+    prefill = f"prefill {read:,} tok"
+    if stats.prefill_tps:
+        prefill += f" @ {rate(stats.prefill_tps)} tok/s"
+    if stats.reused_tokens:
+        prefill += f" ({stats.reused_tokens:,} reused)"
+    parts.append(prefill)
+    if stats.ttft_s:
+        parts.append(f"TTFT {stats.ttft_s:.2f} s")
+    parts.append(f"ctx {short(stats.prompt_tokens + stats.completion_tokens)}/{short(n_ctx)}")
+    parts.append(f"seed {seed}")
+    reasons = {"length": "length limit", "context": "context full", "interrupted": "stopped"}
+    if finish_reason in reasons:
+        parts.append(reasons[finish_reason])
+    return " · ".join(parts)
+
+
+def rate(value: float) -> str:
+    """A speed with two or three digits."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def short(count: int) -> str:
+    """A number of tokens in few characters: 812, 1.6k, 33k."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:.0f}k"

@@ -1,0 +1,235 @@
+"""`dots inspect` and `dots doctor`: what a file holds, and what this machine has.
+
+Facts are gathered into one value that --json prints as it is and that the tables are made of.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dotscli.errors import DotsError
+from dotscli.progress import format_bytes
+from dotscli.tally import COLUMNS, RIGHT, Stored, table_rows, tally
+from dotscli.terminal import Terminal
+
+SHOWN_KEYS = 200  # characters of a value in the table of keys
+
+
+def inspect(terminal: Terminal, path: Path, as_json: bool) -> None:
+    """Say what a checkpoint folder, a GGUF or an importance matrix holds.
+
+    Raises:
+        DotsError: it is none of them, or damaged.
+    """
+    if path.is_dir() or path.name == "config.json":
+        facts, stored = checkpoint_facts(path if path.is_dir() else path.parent)
+    elif path.exists():
+        facts, stored = gguf_facts(path)
+    else:
+        raise DotsError(f"there is no {path}", hint="give a checkpoint folder or a GGUF file")
+    groups = tally(stored)
+    if as_json:
+        terminal.json(
+            {
+                **facts,
+                "groups": [group.as_json() for group in groups[:-1]],
+                "tensors": [
+                    {"name": s.name, "type": s.type, "bytes": s.nbytes, "weights": s.n_weights}
+                    for s in stored
+                ],
+            }
+        )
+        return
+    terminal.write(f"{path}: {facts['kind']}\n")
+    for title in ("model", "tokenizer", "general"):
+        values = facts.get(title)
+        if isinstance(values, Mapping) and values:
+            terminal.write(f"\n{title}\n")
+            width = max(len(name) for name in values)
+            for name, value in values.items():
+                terminal.write(f"  {name:{width}}  {_shown(value)}\n")
+    template = facts.get("chat_template")
+    if template is not None:
+        terminal.write(f"\nchat template\n  {_shown(template)}\n")
+    if stored:
+        terminal.write("\n")
+        terminal.table(COLUMNS, table_rows(groups), RIGHT)
+    for line in facts["notes"]:
+        terminal.write(f"\n{line}\n")
+
+
+def checkpoint_facts(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
+    """Facts about a checkpoint; without weights, what config.json alone says."""
+    from dotscli.models.chat_template import chat_template
+    from dotscli.models.dots1 import Dots1
+    from dotscli.models.tensors import naming_of
+    from dotscli.models.vocab import Vocab
+    from dotscli.quantize import plan_checkpoint
+    from dotscli.quantize.shards import Shards
+
+    model = Dots1.load(folder)
+    facts: dict[str, Any] = {
+        "path": str(folder),
+        "kind": "checkpoint of a dots.llm1",
+        "model": {name: value for name, value in vars(model).items() if value is not None},
+        "tokenizer": {},
+        "chat_template": None,
+        "notes": [],
+    }
+    if (folder / "tokenizer.json").is_file():
+        vocab = Vocab.load(folder, model)
+        facts["tokenizer"] = {
+            "tokens": len(vocab.tokens),
+            "merges": len(vocab.merges),
+            "pre_tokenizer": vocab.pre,
+            "eos": vocab.tokens[vocab.eos_id],
+        }
+        facts["notes"] += list(vocab.warnings)
+        facts["chat_template"] = chat_template(folder)
+    stored: list[Stored] = []
+    plan = plan_checkpoint(folder)  # complete, or it says what is missing
+    if any(folder.glob("*.safetensors")):
+        shards = Shards.open(folder)
+        facts["shards"] = len(shards.paths)
+        for spec in model.tensors(naming_of(shards.names())):
+            dtype = shards.dtype(spec.sources[0].name)
+            nbytes = spec.n_elements * (4 if dtype == "F32" else 2)
+            stored.append(Stored(spec.name, dtype, nbytes, spec.n_elements))
+        shards.close()
+    facts["notes"].append(
+        f"As q4 it would take {format_bytes(plan.total_bytes)}, {plan.bpw:.2f} bits per weight: "
+        f"dots quantize {folder}"
+    )
+    return facts, stored
+
+
+def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
+    """Facts about a GGUF: a model, or an importance matrix."""
+    from dotscli.models.gguf_file import GgufArray, read_gguf
+
+    gguf = read_gguf(path)
+    keys = {
+        key: f"{len(value)} values" if isinstance(value, GgufArray) else value
+        for key, value in gguf.metadata.items()
+    }
+    architecture = keys.get("general.architecture", "?")
+    is_imatrix = keys.get("general.type") == "imatrix"
+    template = keys.pop("tokenizer.chat_template", None)
+    prefix = f"{architecture}."
+    facts: dict[str, Any] = {
+        "path": str(path),
+        "kind": f"importance matrix, GGUF v{gguf.version}"
+        if is_imatrix
+        else f"model of architecture {architecture}, GGUF v{gguf.version}",
+        "file_bytes": gguf.file_nbytes,
+        "shards": len(gguf.shards),
+        "model": {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix)},
+        "tokenizer": {
+            k.removeprefix("tokenizer."): v for k, v in keys.items() if k.startswith("tokenizer.")
+        },
+        "general": {k: v for k, v in keys.items() if not k.startswith((prefix, "tokenizer."))},
+        "chat_template": template,
+        "notes": [],
+    }
+    if is_imatrix:
+        sums = [t.name.removesuffix(".in_sum2") for t in gguf.tensors if ".in_sum2" in t.name]
+        facts["model"] = {"entries": len(sums)}
+        return facts, []
+    stored = [
+        Stored(tensor.name, tensor.type_name, tensor.nbytes, math.prod(tensor.shape))
+        for tensor in gguf.tensors
+    ]
+    if architecture == "dots1":
+        from dotscli.models.check import check_dots1
+
+        try:
+            check_dots1(gguf)
+        except DotsError as error:
+            facts["notes"].append(f"It can't be run: {error.message}")
+    else:
+        facts["notes"].append("It can't be run here: only dots1 can.")
+    return facts, stored
+
+
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN_KEYS else f"{text[:SHOWN_KEYS]}... ({len(text)} characters)"
+
+
+def machine_facts(terminal: Terminal) -> dict[str, Any]:
+    """What is installed and which devices llama.cpp sees."""
+    import ctypes
+    import importlib.metadata
+    import platform
+
+    import psutil
+
+    from dotscli.catalog import cache_folder, models_folder
+    from dotscli.config import config_path
+    from dotscli.engine import devices, versions
+    from dotscli.engine.lib import ggml
+
+    registry = ggml("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
+    has_rpc = bool(registry(b"RPC"))
+    return {
+        "versions": {
+            "dots": importlib.metadata.version("dotscli"),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+            **versions(),
+        },
+        "devices": [
+            {
+                "name": device.name,
+                "type": device.type,
+                "description": device.description,
+                "free_bytes": device.free_bytes,
+                "total_bytes": device.total_bytes,
+            }
+            for device in devices()
+        ],
+        "memory": {
+            "free_bytes": psutil.virtual_memory().available,
+            "total_bytes": psutil.virtual_memory().total,
+        },
+        "hot_backend": {"available": False, "reason": "not built in this version"},
+        "rpc": has_rpc,
+        "paths": {
+            "config": str(config_path(terminal.environ)),
+            "models": str(models_folder(terminal.environ)),
+            "cache": str(cache_folder(terminal.environ)),
+        },
+    }
+
+
+def doctor(terminal: Terminal, as_json: bool) -> None:
+    """Say what is installed, which devices there are and what does not work.
+
+    Raises:
+        DotsError: llama.cpp is not installed or does not load.
+    """
+    facts = machine_facts(terminal)
+    if as_json:
+        terminal.json(facts)
+        return
+    terminal.table(("program", "version"), list(facts["versions"].items()))
+    terminal.write("\n")
+    rows = [
+        (d["name"], d["type"], format_bytes(d["free_bytes"]), format_bytes(d["total_bytes"]),
+         d["description"])
+        for d in facts["devices"]
+    ]  # fmt: skip
+    terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
+    memory = facts["memory"]
+    terminal.write(
+        f"\nmain memory  {format_bytes(memory['free_bytes'])} free of "
+        f"{format_bytes(memory['total_bytes'])}\n"
+    )
+    hot = facts["hot_backend"]
+    terminal.write(f"hot experts  {'yes' if hot['available'] else 'no: ' + hot['reason']}\n")
+    rpc = "yes" if facts["rpc"] else "no: llama-cpp-python was built without -DGGML_RPC=on"
+    terminal.write(f"RPC workers  {rpc}\n\n")
+    terminal.table(("folder", "where"), list(facts["paths"].items()))
