@@ -94,7 +94,7 @@ def sampling_for(
     for name, key in METADATA_KEYS.items():
         if key in metadata:
             try:
-                number = float(metadata[key])
+                number = float(f"{float(metadata[key]):.6g}")  # stored as float32: 0.8, not 0.80000001
                 values[name] = int(number) if name in INTEGERS else number
             except (ValueError, OverflowError):
                 continue  # advice that can't be read is no advice

@@ -16,6 +16,7 @@ Clock = Callable[[], float]
 REDRAW_S = 0.1  # on a terminal
 PLAIN_S = 30.0  # off one: a line this often, and whenever another tenth is done
 QUIET_S = 0.5  # work that ends sooner shows nothing at all
+PLAIN_QUIET_S = 2.0  # the same where there is no terminal
 
 
 def format_bytes(nbytes: float) -> str:
@@ -84,7 +85,7 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._drawn:
+        if self._drawn and self._redraw:
             self._write("\r\x1b[K")
 
     def update(self, done: float) -> None:
@@ -93,7 +94,7 @@ class Progress:
         if self._first is None:
             self._first = (now, done)  # what was there before the first call wasn't done by us
         elapsed = now - self._start
-        if elapsed < QUIET_S:
+        if elapsed < (QUIET_S if self._redraw else PLAIN_QUIET_S):
             return
         if self._redraw:
             if not self._drawn or now - self._written >= REDRAW_S:
@@ -101,8 +102,10 @@ class Progress:
                 self._write(f"\r{self._line(done, now)[: self._width() - 1]}\x1b[K")
             return
         tenth = int(10 * done / self.total) if self.total else 0
+        if tenth >= 10 and not self._drawn:
+            return  # it was done at the first look: nothing was waited for
         if tenth > self._tenth or now - self._written >= PLAIN_S:
-            self._tenth, self._written = tenth, now
+            self._tenth, self._written, self._drawn = tenth, now, True
             self._write(self._line(done, now) + "\n")
 
     def _line(self, done: float, now: float) -> str:

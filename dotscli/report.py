@@ -111,10 +111,12 @@ def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
     from dotscli.models.gguf_file import GgufArray, read_gguf
 
     gguf = read_gguf(path)
-    keys = {
-        key: f"{len(value)} values" if isinstance(value, GgufArray) else value
-        for key, value in gguf.metadata.items()
-    }
+    keys: dict[str, Any] = {}
+    for key, value in gguf.metadata.items():
+        if isinstance(value, GgufArray):
+            keys[key] = f"{len(value)} values"
+        else:  # floats have the seven digits of a float32
+            keys[key] = float(f"{value:.7g}") if isinstance(value, float) else value
     architecture = keys.get("general.architecture", "?")
     is_imatrix = keys.get("general.type") == "imatrix"
     template = keys.pop("tokenizer.chat_template", None)
