@@ -1,0 +1,136 @@
+"""Does a model say the same through dotscli as through transformers? Logits and token ids.
+
+transformers' own Dots1ForCausalLM is filled with random weights (router bias and norms too) and
+written with save_pretrained; `dots quantize --type f32` converts it; then
+  1. the logits of 64 tokens are compared: largest difference at most 1e-2, the same top token
+     at every position (f32, eager attention on the side of transformers);
+  2. the token ids of a written list of mixed texts are compared with the tokenizers library.
+
+Runs in a Python that has torch and transformers besides dotscli's own dependencies:
+
+    python -m venv torch-env
+    torch-env/bin/pip install torch transformers -e .
+    torch-env/bin/python bench/transformers_check.py
+
+Needs npm once, for the vocabulary. Disk: about 1 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from checkpoint import PRESETS, config
+from measure import dots, dots_env, note, run
+from reference import cache_folder
+from texts import MIXED
+from vocabulary import N_BASE_TOKENS, write_vocabulary
+
+if TYPE_CHECKING:
+    from dotscli.engine import Engine
+
+N_TOKENS = 64
+TOLERANCE = 1e-2
+
+
+def write_with_transformers(folder: Path, cache: Path, seed: int) -> None:
+    """A random Dots1ForCausalLM through save_pretrained, in several shards, with the vocabulary."""
+    import torch
+    from transformers import Dots1Config, Dots1ForCausalLM
+
+    torch.manual_seed(seed)
+    values = config(PRESETS["odd"])
+    values["torch_dtype"] = "float32"
+    model = Dots1ForCausalLM(Dots1Config(**values))
+    with torch.no_grad():
+        for name, parameter in [*model.named_parameters(), *model.named_buffers()]:
+            if name.endswith("e_score_correction_bias"):
+                parameter.normal_(0.0, 0.1)
+            elif "norm" in name:
+                parameter.normal_(1.0, 0.2)
+            elif parameter.dim() > 1:
+                # The class's 0.02 would leave experts and logits too small to go wrong.
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5)
+    model.save_pretrained(folder, max_shard_size="100MB")
+    write_vocabulary(folder, "qwen", cache)
+
+
+def expected_logits(folder: Path, tokens: list[int]) -> np.ndarray:
+    """(n_tokens, n_vocab) float32 from transformers in f32 with eager attention."""
+    import torch
+    from transformers import Dots1ForCausalLM
+
+    model = Dots1ForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        return model(torch.tensor([tokens])).logits[0].float().numpy()
+
+
+def check_logits(expected: np.ndarray, actual: np.ndarray) -> bool:
+    difference = np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max()
+    same = (expected.argmax(-1) == actual.argmax(-1)).sum()
+    print(f"logits: {expected.shape[0]} tokens x {expected.shape[1]}, max |d| {difference:.2e} "
+          f"(limit {TOLERANCE:.0e}), logits' own spread {expected.std():.2f}, "
+          f"top-1 equal at {same} of {len(expected)}")
+    return bool(difference <= TOLERANCE and same == len(expected))
+
+
+def check_tokens(folder: Path, engine: Engine) -> bool:
+    """Compare ids of every text, special tokens read as such, and the way back to bytes."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    wrong = back = 0
+    for text in MIXED:
+        expected = tokenizer.encode(text, add_special_tokens=False).ids
+        actual = engine.tokenize(text, parse_special=True)
+        if actual != expected:
+            wrong += 1
+            print(f"  differs: {text!r}\n    tokenizers {expected}\n    dots       {actual}")
+        elif engine.detokenize(actual, special=True).decode() != tokenizer.decode(
+            expected, skip_special_tokens=False
+        ):
+            back += 1
+            print(f"  detokenized differently: {text!r}")
+    print(f"token ids: {len(MIXED) - wrong} of {len(MIXED)} texts equal, {back} come back changed")
+    return wrong == 0 and back == 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--cache", type=Path, default=cache_folder(),
+                        help="where the vocabulary package is kept (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    missing = [n for n in ("torch", "transformers", "llama_cpp", "gguf")
+               if importlib.util.find_spec(n) is None]
+    if missing:
+        raise SystemExit(f"this Python lacks {', '.join(missing)}; set one up:\n{__doc__}")
+    from dotscli.engine import Engine, EngineOptions
+
+    with tempfile.TemporaryDirectory() as name:
+        folder, gguf = Path(name) / "checkpoint", Path(name) / "f32.gguf"
+        write_with_transformers(folder, options.cache, options.seed)
+        written = json.loads((folder / "config.json").read_text())
+        note(f"written by transformers {written['transformers_version']}: "
+             f"{written['num_hidden_layers']} layers, "
+             f"{len(list(folder.glob('*.safetensors')))} shards")
+        run([*dots(), "quantize", folder, "-o", gguf, "--type", "f32"], env=dots_env())
+        random = np.random.default_rng(options.seed)
+        tokens = [int(t) for t in random.integers(0, N_BASE_TOKENS, N_TOKENS)]
+        expected = expected_logits(folder, tokens)
+        with Engine.load(gguf, EngineOptions(n_ctx=4 * N_TOKENS, n_batch=N_TOKENS)) as engine:
+            good = check_logits(expected, engine.logits(tokens))
+            good &= check_tokens(folder, engine)
+    print("agrees" if good else "DIFFERS")
+    raise SystemExit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()
