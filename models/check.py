@@ -162,7 +162,7 @@ def _head_dim(gguf: GgufFile, default: int) -> int:
         if key in gguf.metadata
     }
     head_dim = given.get("dots1.attention.key_length", default)
-    shown: dict[str, object] = {"dots1.attention.head_count": head_dim, **given}
+    shown: dict[str, object] = {**given, "dots1.attention.head_count": head_dim}
     for key, value in shown.items():
         whole = isinstance(value, int) and gguf.types[key] == UINT32
         if not whole or value != head_dim or not isinstance(head_dim, int):

@@ -78,15 +78,19 @@ def _check_length(gguf: GgufFile, key: str, array: GgufArray, n_tokens: int) -> 
 
 def _check_distinct(gguf: GgufFile, tokens: list[bytes]) -> None:
     """llama.cpp asserts that no token comes twice, and gives empty ones names of its own."""
+    joined = b"\0".join(tokens)  # valid as a whole exactly if every part is
+    try:
+        joined.decode("utf-8")
+    except UnicodeDecodeError as error:
+        number = joined.count(b"\0", 0, error.start)
+        raise DotsError(f"{gguf.path}: token {number} is not UTF-8", hint=HINT) from error
+    if len(set(tokens)) == len(tokens) and b"" not in tokens:
+        return
     seen: set[bytes] = set()
     for number, token in enumerate(tokens):
-        try:
-            text = token.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise DotsError(f"{gguf.path}: token {number} is not UTF-8", hint=HINT) from error
         if not token or token in seen:
-            what = f"token {number} is {text!r} for a second time" if token else "an empty token"
-            raise DotsError(f"{gguf.path}: {what}", hint=HINT)
+            what = f"is {token.decode()!r} for a second time" if token else "is empty"
+            raise DotsError(f"{gguf.path}: token {number} {what}", hint=HINT)
         seen.add(token)
 
 
@@ -95,7 +99,7 @@ def _check_merges(gguf: GgufFile) -> None:
     if merges.longest > 2 * MAX_TOKEN + 1:
         raise DotsError(f"{gguf.path}: a merge of {merges.longest} bytes", hint=HINT)
     for number, merge in enumerate(merges.byte_strings()):
-        if merge.count(b" ") != 1 or merge[0] == 32 or merge[-1] == 32:
+        if merge.find(b" ", 1, -1) < 1 or merge.count(b" ") != 1:
             raise DotsError(
                 f"{gguf.path}: merge {number} is {merge[:40]!r}, not two tokens", hint=HINT
             )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -29,7 +31,7 @@ def expected(data: bytes, stop: tuple[str, ...]) -> tuple[str, bool]:
 
 def cut(data: bytes, borders: list[int]) -> list[bytes]:
     places = sorted({0, len(data), *(b % (len(data) + 1) for b in borders)})
-    return [data[a:b] for a, b in zip(places, places[1:], strict=False)]
+    return [data[a:b] for a, b in itertools.pairwise(places)]
 
 
 texts = st.one_of(
