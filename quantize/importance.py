@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.models.gguf_file import GgufFile, GgufTensor, read_gguf
+from dotscli.models.gguf_file import GgufArray, GgufFile, GgufTensor, read_gguf
 from dotscli.models.metadata import KeyValue
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize.types import F32
@@ -130,6 +130,8 @@ def load_importance(path: Path) -> ImportanceMatrix:
             f"{path}: general.type is {kind!r}, expected 'imatrix'",
             hint="make one with llama-imatrix; its old .dat form is not read",
         )
+    if len(gguf.shards) > 1:
+        raise DotsError(f"{path} is one of {len(gguf.shards)} parts, expected one file")
     tensors = {tensor.name: tensor for tensor in gguf.tensors}
     entries: dict[str, Entry] = {}
     for name, tensor in tensors.items():
@@ -147,7 +149,7 @@ def load_importance(path: Path) -> ImportanceMatrix:
     return ImportanceMatrix(
         path,
         entries,
-        tuple(str(name) for name in datasets) if isinstance(datasets, (list, tuple)) else (),
+        tuple(str(name) for name in datasets) if isinstance(datasets, GgufArray) else (),
         n_chunks if isinstance(n_chunks, int) else 0,
     )
 
