@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -89,6 +90,20 @@ class Decoder:
             self._decode_interruptibly()
         if on_progress is not None:
             on_progress(total, total)
+
+    def check_output(self) -> None:
+        """Looks at the last logits once: damaged weights answer with NaN, which sampling hides.
+
+        Raises:
+            DotsError: one of them is not a number.
+        """
+        pointer = self._api.llama_get_logits_ith(self._context, -1)
+        values = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self._n_vocab))[0]
+        if math.isnan(sum(memoryview(values).cast("B").cast("f"))):
+            raise DotsError(
+                "the model computes no numbers (NaN), its weights are damaged",
+                hint="fetch or write the file again",
+            )
 
     def decode(self, token: int) -> None:
         """Evaluates one token; its logits are there to sample.

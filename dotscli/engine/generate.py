@@ -66,6 +66,7 @@ class Answer:
             self._reused = self._decoder.reuse(self._prompt)
             self._sampler.remember(self._prompt)
             self._decoder.prefill(self._prompt[self._reused :], on_prefill)
+            self._decoder.check_output()
             self._prefill_s = perf_counter() - started
             reason = "length"
             if self._limits.n_predict != 0:

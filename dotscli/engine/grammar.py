@@ -17,6 +17,9 @@ MAX_GRAMMAR = 1 << 20  # characters
 MAX_RULES = 4096
 MAX_NESTING = 64
 MAX_REPEAT = 2000  # llama.cpp's own limit for x{m,n}
+# The converter lets control characters into strings as they are, which JSON does not.
+LOOSE_CHARACTER = r'[^"\\] | "\\"'
+STRICT_CHARACTER = r'[^"\\\x00-\x1f\x7f] | "\\"'
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 
 
@@ -81,6 +84,7 @@ def json_schema_grammar(schema: str) -> str:
         raise DotsError(f"the JSON schema cannot be turned into a grammar: {error}") from error
     except RecursionError as error:
         raise DotsError("the JSON schema refers to itself without end") from error
+    grammar = grammar.replace(LOOSE_CHARACTER, STRICT_CHARACTER)
     check_grammar(grammar)
     return grammar
 

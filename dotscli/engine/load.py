@@ -7,6 +7,7 @@ back as an error with the last lines of its log. Ctrl-C ends a load between two 
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from dotscli.errors import DotsError
 from dotscli.models.gguf_file import GgufFile
 
 MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
+MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
 ALL_LAYERS = -1
 
 
@@ -89,16 +91,23 @@ def _model(
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         kept.append(overrides)
+    failures: list[BaseException] = []
     with signals_noted() as interrupted:
 
         @api.llama_progress_callback  # type: ignore[untyped-decorator]  # ctypes has no types
         def progress(fraction: float, _data: Any) -> bool:
-            if on_progress is not None:
-                on_progress(fraction)
-            return not interrupted()
+            try:
+                if on_progress is not None:
+                    on_progress(fraction)
+            except BaseException as error:  # no exception gets through C: raised again below
+                failures.append(error)
+            return not failures and not interrupted()
 
         params.progress_callback = progress
-        model = api.llama_model_load_from_file(str(gguf.path).encode(), params)
+        model = api.llama_model_load_from_file(os.fsencode(gguf.path), params)
+    if failures:
+        api.llama_model_free(model)
+        raise failures[0]
     if not model:
         raise _refused(f"{gguf.path}: llama.cpp does not load this file")
     return model
@@ -128,7 +137,8 @@ def _context(path: Path, model: Any, n_ctx: int, options: EngineOptions) -> Any:
     api = llama()
     params = api.llama_context_default_params()
     params.n_ctx = -(-n_ctx // 256) * 256  # as llama.cpp rounds, or its batch gets smaller
-    params.n_batch = params.n_ubatch = min(options.n_batch, params.n_ctx)
+    params.n_batch = min(options.n_batch, params.n_ctx)
+    params.n_ubatch = min(MAX_UBATCH, params.n_batch)
     params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
     params.n_threads, params.n_threads_batch = options.threads()
     params.type_k = CACHE_TYPES[options.cache_type_k][0]

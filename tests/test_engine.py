@@ -1,0 +1,555 @@
+"""The engine on a tiny random dots1: what it computes, how it ends, what it survives."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dotscli.engine import Engine, EngineOptions, devices, json_schema_grammar, versions
+from dotscli.errors import DotsError
+from dotscli.sampling import Sampling
+from dotscli.stream import Piece
+from tests import gguf_maker
+
+GREEDY = Sampling(temp=0.0)
+PROMPT = "hello world"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dots1 of 3 layers, context 2048, weights in F32."""
+    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Iterator[Engine]:
+    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(loaded: Engine) -> Engine:
+    """The same engine with an empty cache."""
+    loaded.forget()
+    return loaded
+
+
+def load(model: Path, **options: object) -> Engine:
+    return Engine.load(model, EngineOptions(n_threads=1, **options))  # type: ignore[arg-type]
+
+
+def run(
+    engine: Engine, text: str = PROMPT, sampling: Sampling = GREEDY, **how: object
+) -> list[Piece]:
+    tokens = engine.tokenize(text, parse_special=True)
+    return list(engine.generate(tokens, sampling, **({"n_predict": 12} | how)))  # type: ignore[arg-type]
+
+
+def ids(pieces: list[Piece]) -> list[int]:
+    return [piece.token for piece in pieces if piece.token is not None]
+
+
+def text(pieces: list[Piece]) -> str:
+    return "".join(piece.text for piece in pieces)
+
+
+# What it computes
+
+
+def test_greedy_takes_the_largest_logit_each_time(engine: Engine) -> None:
+    tokens = engine.tokenize(PROMPT, parse_special=True)
+    chosen = ids(run(engine))
+    logits = engine.logits(tokens + chosen[:-1])
+    assert logits.shape == (len(tokens) + len(chosen) - 1, engine.n_vocab)
+    assert logits.dtype == np.float32
+    assert chosen == logits[len(tokens) - 1 :].argmax(axis=1).tolist()
+
+
+def test_a_seed_repeats_an_answer_and_another_gives_another(engine: Engine) -> None:
+    answers = [ids(run(engine, sampling=Sampling(temp=2.0, seed=seed))) for seed in (5, 5, 6)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def test_top_k_of_one_is_greedy(engine: Engine) -> None:
+    assert ids(run(engine, sampling=Sampling(top_k=1, seed=3))) == ids(run(engine))
+
+
+def test_a_large_penalty_forbids_repeating_the_prompt_and_the_answer(engine: Engine) -> None:
+    sampling = Sampling(temp=0.0, presence_penalty=100.0)
+    tokens = engine.tokenize(PROMPT, parse_special=True)
+    chosen = ids(run(engine, sampling=sampling, n_predict=40))
+    assert len(set(chosen)) == len(chosen)
+    assert not set(chosen) & set(tokens)
+
+
+def test_the_size_of_batches_does_not_matter(model: Path) -> None:
+    tokens = [i * 7 % 256 for i in range(100)]
+    logits, chosen = [], []
+    for n_batch in (1, 7, 33, 512):
+        # the kernels of flash attention round differently for short batches
+        options = {"n_ctx": 512, "cache_type_k": "f32", "cache_type_v": "f32", "flash_attn": "off"}
+        with load(model, n_batch=n_batch, **options) as engine:
+            logits.append(engine.logits(tokens))
+            engine.forget()
+            chosen.append(ids(list(engine.generate(tokens, GREEDY, n_predict=5))))
+    assert all(np.abs(other - logits[0]).max() < 1e-4 for other in logits)
+    assert all(other == chosen[0] for other in chosen)
+
+
+def test_every_type_of_cache_works_and_costs_little(engine: Engine, model: Path) -> None:
+    tokens = engine.tokenize(PROMPT * 5, parse_special=True)
+    reference = engine.logits(tokens)
+    for k, v in (
+        ("f32", "f32"),
+        ("bf16", "f16"),
+        ("q8_0", "q8_0"),
+        ("q8_0", "q4_0"),
+        ("iq4_nl", "q5_1"),
+    ):
+        with load(model, n_ctx=256, cache_type_k=k, cache_type_v=v) as other:
+            difference = np.abs(other.logits(tokens) - reference).mean()
+            assert difference < 0.3, (k, v, difference)
+
+
+def test_flash_attention_on_and_off_agree(engine: Engine, model: Path) -> None:
+    tokens = engine.tokenize(PROMPT * 5, parse_special=True)
+    with (
+        load(model, n_ctx=256, flash_attn="off") as off,
+        load(model, n_ctx=256, flash_attn="on") as on,
+    ):
+        assert np.abs(off.logits(tokens) - on.logits(tokens)).max() < 0.05
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"override_tensor": (r"ffn_(up|gate|down)_exps=CPU",)},
+        {"override_tensor": (r"blk\.1\.=CPU", r"output=CPU")},
+        {"cpu_moe": True},
+        {"n_cpu_moe": 2},
+        {"n_gpu_layers": 0},
+    ],
+)
+def test_placement_changes_nothing_in_the_answer(
+    engine: Engine, model: Path, options: dict[str, object]
+) -> None:
+    with load(model, n_ctx=256, **options) as other:
+        assert ids(run(other)) == ids(run(engine))
+
+
+def test_placement_mistakes_are_explained(model: Path) -> None:
+    for override, words in (
+        ("ffn=CUDA9", "CUDA9"),
+        ("nothing_like_it=CPU", "nothing_like_it"),
+        ("(=CPU", "regular expression"),
+        ("ffn", "ffn"),
+    ):
+        with pytest.raises(DotsError, match="--override-tensor") as caught:
+            load(model, override_tensor=(override,))
+        assert words in caught.value.message
+    with pytest.raises(DotsError) as caught:
+        load(model, override_tensor=("ffn=CUDA9",))
+    assert "CPU" in caught.value.hint
+
+
+# Text
+
+
+def test_special_tokens_are_names_only_when_asked_for(engine: Engine) -> None:
+    name = "<|response|>"
+    assert len(engine.tokenize(name, parse_special=True)) == 1
+    plain = engine.tokenize(name, parse_special=False)
+    assert len(plain) > 1
+    assert engine.detokenize(plain) == name.encode()
+    special = engine.tokenize(f"a{name}b", parse_special=True)
+    assert engine.detokenize(special) == b"ab"
+    assert engine.detokenize(special, special=True) == b"a<|response|>b"
+
+
+@pytest.mark.parametrize("sample", ["", "héllo wörld", "你好，世界", "🙂\n\n\t x", "a\0b", "  two"])
+def test_text_survives_the_tokenizer(engine: Engine, sample: str) -> None:
+    assert engine.detokenize(engine.tokenize(sample, parse_special=False)) == sample.encode()
+
+
+def test_a_lone_surrogate_is_no_crash(engine: Engine) -> None:
+    assert engine.detokenize(engine.tokenize("a\ud800b", parse_special=False)) == b"a?b"
+
+
+def test_pieces_add_up_to_the_tokens_bytes(engine: Engine) -> None:
+    pieces = run(
+        engine, sampling=Sampling(temp=3.0, top_k=0, top_p=1.0, min_p=0.0, seed=1), n_predict=200
+    )
+    assert text(pieces) == engine.detokenize(ids(pieces)).decode("utf-8", "replace")
+
+
+# How answers end
+
+
+def test_the_last_piece_has_reason_and_figures(engine: Engine) -> None:
+    *pieces, last = run(engine)
+    assert all(piece.finish_reason is piece.stats is None for piece in pieces)
+    assert last.finish_reason == "length"
+    assert last.token is None
+    stats = last.stats
+    assert stats is not None
+    assert (stats.prompt_tokens, stats.reused_tokens) == (2, 0)
+    assert stats.completion_tokens == len(ids(pieces)) == 12
+    assert 0 < stats.prefill_s <= stats.ttft_s
+    assert stats.decode_s > 0
+    assert engine.stats == stats
+
+
+def test_the_end_token_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    shape, kind, data = made.tensors["output.weight"]
+    rows = np.frombuffer(data, "<f4").reshape(shape[::-1]).copy()
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        first = ids(run(engine, n_predict=1))[0]
+    rows[[first, gguf_maker.EOS]] = rows[[gguf_maker.EOS, first]]  # now the end token is likeliest
+    made.tensors["output.weight"] = (shape, kind, rows.tobytes())
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        assert engine.eos_token == "<|endofresponse|>"
+        (last,) = run(engine)
+        assert (last.text, last.finish_reason) == ("", "stop")
+        assert last.stats is not None
+        assert last.stats.completion_tokens == 1
+
+
+def test_a_stop_string_ends_the_answer_within_a_token(engine: Engine) -> None:
+    whole = text(run(engine, n_predict=30))
+    stop = whole[5:8]
+    pieces = run(engine, n_predict=30, stop=[stop])
+    assert pieces[-1].finish_reason == "stop"
+    assert text(pieces) == whole[: whole.index(stop)]
+
+
+def test_no_tokens_wanted_means_prefill_only(engine: Engine) -> None:
+    (last,) = run(engine, n_predict=0)
+    assert (last.text, last.finish_reason) == ("", "length")
+
+
+def test_a_full_context_is_said(model: Path) -> None:
+    with load(model, n_ctx=20) as engine:
+        pieces = run(engine, n_predict=-1)
+        assert pieces[-1].finish_reason == "context"
+        assert len(ids(pieces)) == 20 - 2 + 1  # the last one needs no place any more
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_counts(model: Path) -> None:
+    with load(model, n_ctx=20) as engine:
+        with pytest.raises(DotsError, match=r"20 tokens .* holds 20") as caught:
+            engine.generate([1] * 20, GREEDY)
+        assert "--ctx-size" in caught.value.hint
+        assert len(ids(list(engine.generate([1] * 19, GREEDY)))) == 2
+
+
+@pytest.mark.parametrize("tokens", [[], [-1], [320], [1, 2**31]])
+def test_impossible_prompts_are_refused(engine: Engine, tokens: list[int]) -> None:
+    with pytest.raises(DotsError):
+        engine.generate(tokens, GREEDY)
+
+
+# The cache
+
+
+def test_a_longer_prompt_reuses_the_shorter_one(engine: Engine) -> None:
+    tokens = [i * 7 % 256 for i in range(60)]
+    fresh = ids(list(engine.generate(tokens, GREEDY, n_predict=8)))
+    engine.forget()
+    list(engine.generate(tokens[:40], GREEDY, n_predict=3))
+    seen: list[tuple[int, int]] = []
+    pieces = list(
+        engine.generate(tokens, GREEDY, n_predict=8, on_prefill=lambda *counts: seen.append(counts))
+    )
+    assert ids(pieces) == fresh
+    assert pieces[-1].stats is not None
+    assert pieces[-1].stats.reused_tokens == 40
+    assert seen == [(0, 20), (20, 20)]
+
+
+def test_the_same_prompt_evaluates_only_its_last_token(engine: Engine) -> None:
+    first, second = run(engine), run(engine)
+    assert ids(first) == ids(second)
+    assert second[-1].stats is not None
+    assert second[-1].stats.reused_tokens == second[-1].stats.prompt_tokens - 1
+
+
+def test_a_prompt_that_differs_in_the_middle_is_evaluated_from_there(engine: Engine) -> None:
+    tokens = [i * 7 % 256 for i in range(60)]
+    changed = [*tokens[:30], 1, *tokens[31:]]
+    fresh = engine.logits(changed)[-1]
+    engine.forget()
+    list(engine.generate(tokens, GREEDY, n_predict=2))
+    pieces = list(engine.generate(changed, GREEDY, n_predict=1))
+    assert ids(pieces) == [fresh.argmax()]
+    assert pieces[-1].stats is not None
+    assert pieces[-1].stats.reused_tokens == 30
+
+
+def test_a_closed_iterator_leaves_a_usable_cache(engine: Engine) -> None:
+    expected = ids(run(engine))
+    engine.forget()
+    tokens = engine.tokenize(PROMPT, parse_special=True)
+    answer = engine.generate(tokens, GREEDY)
+    began = [next(answer).token for _ in range(3)]
+    answer.close()  # type: ignore[attr-defined]  # an iterator made by a generator
+    assert began == expected[:3]
+    assert engine.stats.completion_tokens == 3
+    assert ids(run(engine)) == expected
+
+
+def test_an_answer_nobody_asked_for_costs_nothing(engine: Engine) -> None:
+    engine.generate([1, 2], GREEDY)
+    assert ids(run(engine))
+
+
+# Interrupts
+
+
+def test_an_interrupt_between_tokens_goes_through(engine: Engine) -> None:
+    expected = ids(run(engine))
+    tokens = engine.tokenize(PROMPT, parse_special=True)
+    got = []
+    with pytest.raises(KeyboardInterrupt):
+        for piece in engine.generate(tokens, GREEDY, n_predict=12):
+            got.append(piece.token)
+            if len(got) == 4:
+                signal.raise_signal(signal.SIGINT)
+    assert got == expected[:4]
+    assert ids(run(engine)) == expected
+
+
+def test_an_interrupt_ends_a_prefill_within_its_batch(model: Path) -> None:
+    tokens = [i * 7 % 256 for i in range(2000)]
+    with load(model, n_ctx=2048, n_batch=2048) as engine:
+        whole = ids(list(engine.generate(tokens, GREEDY, n_predict=4)))
+        assert engine.stats.prefill_s > 0.05
+        engine.forget()
+        delay = engine.stats.prefill_s / 3
+        timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+        seen: list[int] = []
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            list(engine.generate(tokens, GREEDY, on_prefill=lambda done, _all: seen.append(done)))
+        assert seen == [0]
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        pieces = list(engine.generate(tokens, GREEDY, n_predict=4))
+        assert ids(pieces) == whole
+
+
+def test_an_interrupt_ends_a_load(model: Path) -> None:
+    def stop(fraction: float) -> None:
+        if fraction > 0.2:
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine.load(model, EngineOptions(n_threads=1), on_progress=stop)
+    with load(model, n_ctx=256) as engine:
+        assert ids(run(engine))
+
+
+def test_an_error_in_a_progress_callback_comes_out(model: Path) -> None:
+    def fail(_fraction: float) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(BrokenPipeError):
+        Engine.load(model, EngineOptions(n_threads=1), on_progress=fail)
+
+
+# Grammars
+
+
+@pytest.mark.parametrize("temp", [0.0, 5.0])
+def test_an_answer_follows_the_grammar(engine: Engine, temp: float) -> None:
+    sampling = Sampling(temp=temp, seed=1, grammar='root ::= "yes" | "no" | [0-9]{3}')
+    pieces = run(engine, sampling=sampling)
+    assert pieces[-1].finish_reason == "stop"
+    assert text(pieces) in ("yes", "no") or len(text(pieces)) == 3
+
+
+def test_json_of_a_schema_parses(engine: Engine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "age": {"type": "integer"},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+        },
+        "required": ["name", "age", "tags"],
+    }
+    grammar = json_schema_grammar(json.dumps(schema))
+    for seed in range(3):
+        sampling = Sampling(temp=1.5, seed=seed, grammar=grammar)
+        pieces = run(engine, sampling=sampling, n_predict=200)
+        assert pieces[-1].finish_reason == "stop", text(pieces)
+        answer = json.loads(text(pieces))
+        assert set(answer) == {"name", "age", "tags"}
+        assert isinstance(answer["age"], int)
+        assert set(answer["tags"]) <= {"a", "b"}
+
+
+def test_free_text_in_a_grammar_lets_no_control_token_in(engine: Engine) -> None:
+    sampling = Sampling(temp=50.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, grammar="root ::= .*")
+    chosen = ids(run(engine, sampling=sampling, n_predict=300))
+    control = {
+        engine.tokenize(name, parse_special=True)[0] for name in ("<|system|>", "<|response|>")
+    }
+    assert len(chosen) > 20
+    assert not control & set(chosen)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "this is no grammar",
+        "root ::= undefined",
+        'other ::= "a"',
+        "root ::= root",
+        'root ::= "a"{1,99999999999999999999}',
+        "root ::= " + "(" * 5000 + '"a"' + ")" * 5000,
+        'root ::= "a\0"',
+        "\n".join(f"r{i} ::= r{i + 1}" for i in range(9999)),
+        'root ::= "',
+        "root ::= [a-",
+    ],
+)
+def test_a_bad_grammar_is_an_error_and_no_crash(engine: Engine, grammar: str) -> None:
+    with pytest.raises(DotsError, match="grammar"):
+        engine.generate([1], Sampling(grammar=grammar))
+
+
+def test_a_grammar_the_vocabulary_cannot_write_is_an_error(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    tokens = list(made.keys["tokenizer.ggml.tokens"][1])  # type: ignore[call-overload]
+    tokens[ord("z")] = "zzz"
+    made.set("tokenizer.ggml.tokens", "array:string", tokens)
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        sampling = Sampling(temp=0.0, grammar='root ::= "z" "a"')
+        with pytest.raises(DotsError, match="vocabulary"):
+            run(engine, sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "no json",
+        "[]",
+        '{"type": "nonsense"}',
+        '{"$ref": "https://example.org/schema.json"}',
+        '{"$ref": "#/nowhere"}',
+        '{"type": "string", "maxLength": 1000000000}',
+        '{"type": "array", "items": {"type": "string"}, "minItems": -1}',
+        '{"type": "string", "pattern": "(?=x)"}',
+        '{"type": "object", "properties": 7}',
+        '{"anyOf": ' * 500 + "{}" + "}" * 500,
+    ],
+)
+def test_a_bad_schema_is_an_error_and_no_download(schema: str) -> None:
+    with pytest.raises(DotsError, match=r"schema|grammar"):
+        json_schema_grammar(schema)
+
+
+# Loading
+
+
+def test_what_a_model_says_about_itself(engine: Engine, model: Path) -> None:
+    assert engine.path == model
+    assert (engine.n_vocab, engine.n_ctx, engine.n_ctx_train) == (320, 512, 2048)
+    assert engine.metadata["general.architecture"] == "dots1"
+    assert engine.chat_template == "{{ messages[0].content }}"
+    assert engine.bos_token == ""  # the file names none, whatever llama.cpp makes of that
+    assert engine.load_s > 0
+
+
+def test_a_context_nobody_asked_for_is_as_long_as_the_training(model: Path) -> None:
+    with load(model) as engine:
+        assert engine.n_ctx == 2048
+
+
+def test_a_context_longer_than_the_training_is_mentioned(model: Path) -> None:
+    said: list[str] = []
+    options = EngineOptions(n_threads=1, n_ctx=3000)
+    with Engine.load(model, options, on_log=said.append) as engine:
+        assert engine.n_ctx == 3000
+    assert any("3000" in line and "2048" in line for line in said)
+
+
+def test_the_log_of_llama_cpp_comes_only_when_asked_for(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quiet: list[str] = []
+    with Engine.load(model, EngineOptions(n_threads=1), on_log=quiet.append):
+        pass
+    verbose: list[str] = []
+    options = EngineOptions(n_threads=1, verbose=True)
+    with Engine.load(model, options, on_log=verbose.append):
+        pass
+    assert quiet == []
+    assert any("dots1" in line for line in verbose)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_goes_from_nothing_to_all(model: Path) -> None:
+    seen: list[float] = []
+    Engine.load(model, EngineOptions(n_threads=1), on_progress=seen.append).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_a_model_that_is_closed_says_so(model: Path) -> None:
+    engine = load(model, n_ctx=256)
+    engine.close()
+    engine.close()
+    with pytest.raises(DotsError, match="closed"):
+        engine.generate([1], GREEDY)
+
+
+def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    shape, kind, data = made.tensors["blk.2.ffn_up_exps.weight"]
+    made.tensors["blk.2.ffn_up_exps.weight"] = (shape, kind, b"\xff" * len(data))
+    with (
+        load(made.write(tmp_path / "nan.gguf"), n_ctx=256) as engine,
+        pytest.raises(DotsError, match="NaN"),
+    ):
+        run(engine)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": -1},
+        {"n_ctx": 2**31},
+        {"n_batch": 0},
+        {"n_threads": 10_000},
+        {"n_gpu_layers": -5},
+        {"cache_type_k": "q3_k"},
+        {"flash_attn": "maybe"},
+        {"cache_type_v": "q8_0", "flash_attn": "off"},
+    ],
+)
+def test_options_out_of_range_are_usage_errors(options: dict[str, object]) -> None:
+    with pytest.raises(DotsError) as caught:
+        EngineOptions(**options)  # type: ignore[arg-type]  # the point of the test
+    assert caught.value.exit_status == 2
+
+
+def test_an_rpc_worker_that_is_not_there_is_named(model: Path) -> None:
+    for endpoint in ("127.0.0.1:1", "nonsense", "host:99999"):
+        with pytest.raises(DotsError, match=endpoint):
+            load(model, rpc=(endpoint,))
+
+
+def test_devices_and_versions_are_those_of_the_library_that_runs() -> None:
+    found = devices()
+    assert [device.type for device in found].count("CPU") == 1
+    assert all(device.total_bytes >= device.free_bytes > 0 for device in found)
+    assert set(versions()) == {"llama-cpp-python", "llama.cpp", "ggml"}
+    assert all(versions().values())
