@@ -14,7 +14,7 @@ from dotscli.errors import DotsError, ExitStatus
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
 from dotscli.sampling import Sampling
 from dotscli.stream import Piece
-from dotscli.terminal import Terminal
+from dotscli.terminal import Terminal, argument
 
 if TYPE_CHECKING:
     from dotscli.engine import Engine, EngineOptions
@@ -31,7 +31,7 @@ METADATA_KEYS = {
 INTEGERS = ("top_k", "repeat_last_n", "seed")
 
 
-def usage(message: str, hint: str = "") -> DotsError:
+def usage(message: str, hint: str) -> DotsError:
     """An error in how the command was called: exit status 2."""
     return DotsError(message, hint, ExitStatus.USAGE)
 
@@ -94,7 +94,9 @@ def sampling_for(
     for name, key in METADATA_KEYS.items():
         if key in metadata:
             try:
-                number = float(f"{float(metadata[key]):.6g}")  # stored as float32: 0.8, not 0.80000001
+                number = float(
+                    f"{float(metadata[key]):.6g}"
+                )  # stored as float32: 0.8, not 0.80000001
                 values[name] = int(number) if name in INTEGERS else number
             except (ValueError, OverflowError):
                 continue  # advice that can't be read is no advice
@@ -107,10 +109,15 @@ def sampling_for(
 def system_prompt(terminal: Terminal, flags: AnswerFlags) -> str:
     """The system prompt that was given, empty without one."""
     if flags.system is not None and flags.system_file is not None:
-        raise usage("--system and --system-file exclude each other")
+        raise usage("--system and --system-file exclude each other", "give one of them")
     if flags.system_file is not None:
         return terminal.read_file(flags.system_file).rstrip("\n")
-    return flags.system or ""
+    return argument(flags.system or "")
+
+
+def stop_strings(flags: AnswerFlags) -> tuple[str, ...]:
+    """The texts that end an answer."""
+    return tuple(argument(text) for text in flags.stop or ())
 
 
 def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
@@ -126,12 +133,12 @@ def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
     ]
     if len(given) > 1:
         first, second = (name.replace("_", "-") for name in given[:2])
-        raise usage(f"--{first} and --{second} exclude each other")
+        raise usage(f"--{first} and --{second} exclude each other", "give one of them")
     if flags.grammar_file is not None:
         return terminal.read_file(flags.grammar_file)
     if flags.grammar is not None:
-        return flags.grammar
-    schema = flags.json_schema
+        return argument(flags.grammar)
+    schema = None if flags.json_schema is None else argument(flags.json_schema)
     if flags.json_schema_file is not None:
         schema = terminal.read_file(flags.json_schema_file)
     if schema is None:

@@ -18,6 +18,7 @@ from dotscli.loading import (
     grammar_for,
     open_engine,
     sampling_for,
+    stop_strings,
     system_prompt,
     usage,
     with_prefill,
@@ -26,7 +27,7 @@ from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
 from dotscli.render import Answer, answer_json, stats_line
 from dotscli.stream import Piece
-from dotscli.terminal import Terminal
+from dotscli.terminal import Terminal, argument
 
 STDIN = Path("-")
 
@@ -60,7 +61,7 @@ def question(terminal: Terminal, text: str | None, files: Sequence[Path]) -> str
         parts.append(f"--- File: {name} ---\n{content}{ending}".removesuffix("\n"))
     if STDIN not in files and not terminal.stdin_is_tty:
         parts.append(terminal.read_stdin().removesuffix("\n"))
-    parts.append(text or "")
+    parts.append(argument(text or ""))
     whole = "\n\n".join(part for part in parts if part)
     if not whole.strip():
         raise usage("there is no question", 'dots prompt "What is dots?"')
@@ -96,7 +97,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 tokens,
                 sampling,
                 n_predict=request.answer.n_predict,
-                stop=tuple(request.answer.stop or ()),
+                stop=stop_strings(request.answer),
                 on_prefill=on_prefill,
             )
 

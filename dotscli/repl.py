@@ -19,6 +19,7 @@ from dotscli.loading import (
     grammar_for,
     open_engine,
     sampling_for,
+    stop_strings,
     system_prompt,
     with_prefill,
 )
@@ -272,7 +273,7 @@ def chat(
             sampling_for(sampling, loaded.metadata, grammar),
             system=system,
             n_predict=answer.n_predict,
-            stop=answer.stop or (),
+            stop=stop_strings(answer),
         )
         reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
         if isinstance(reader, PromptReader):

@@ -35,6 +35,14 @@ def printable(text: str) -> str:
     return text.translate(_INERT)
 
 
+def argument(text: str) -> str:
+    """A text from the command line as the UTF-8 it is, also where the locale says otherwise."""
+    try:
+        return os.fsencode(text).decode("utf-8", "replace")
+    except UnicodeEncodeError:
+        return text
+
+
 class Terminal:
     """Where a command reads from and writes to.
 

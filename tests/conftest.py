@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from dotscli.quantize import quantize_checkpoint
 from tests import tiny
 
 
@@ -13,3 +14,12 @@ from tests import tiny
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three layers, eight experts, bf16, two shards, per-expert names."""
     return tiny.write_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_gguf(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a GGUF of float32: it answers with noise, by the rules."""
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    for _ in quantize_checkpoint(tiny_checkpoint, path, "f32"):
+        pass
+    return path

@@ -1,8 +1,7 @@
 """Whole transcripts of the command: what went to stdout, to stderr, and the exit status.
 
 `dots` runs a command line inside this process, with streams of its own; `dots_process` starts a
-real one, for signals, pipes and exit statuses; `on_a_terminal` gives it a pseudo-terminal. Test
-modules get the fixtures with `pytest_plugins = ("tests.transcript",)`.
+real one, for signals, pipes and exit statuses; `on_a_terminal` gives it a pseudo-terminal.
 """
 
 from __future__ import annotations
@@ -26,14 +25,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from dotscli.cli import run
-from dotscli.quantize import quantize_checkpoint
 from dotscli.terminal import Terminal
-from tests import tiny
 
 ROOT = Path(__file__).resolve().parents[1]
+# ggml's threads wait for each other by spinning: on a busy machine two are far slower than one.
+os.environ["DOTS_THREADS"] = "1"
 
 
 class Screen(io.StringIO):
@@ -79,7 +76,8 @@ def dots(
 def environment(**changes: str) -> dict[str, str]:
     """The environment of a process that is to find this checkout and nobody's configuration."""
     keep = {k: v for k, v in os.environ.items() if not k.startswith("DOTS_")}
-    return keep | {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nonexistent"} | changes
+    own = {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nonexistent", "DOTS_THREADS": "1"}
+    return keep | own | changes
 
 
 def command(*words: str | Path) -> list[str]:
@@ -178,14 +176,3 @@ def on_a_terminal(
             process.send_signal(signal.SIGKILL)
         process.wait()
         os.close(master)
-
-
-@pytest.fixture(scope="session")
-def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with random weights: it answers with noise, by the rules."""
-    folder = tmp_path_factory.mktemp("tiny")
-    checkpoint = tiny.write_checkpoint(folder / "checkpoint")
-    path = folder / "tiny.gguf"
-    for _ in quantize_checkpoint(checkpoint, path, "f32"):
-        pass
-    return path
