@@ -3,13 +3,16 @@
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 and name what is stale
 
-docs/commands.md is the `--help` of every command. In README.md the text between
-`<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, and
-the size of the real model at every preset. Knows the package through its public functions only.
+docs/commands.md is the `--help` of every command. In the other documents the text between
+`<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, the
+size of the real model at every preset, the modules with the first line of their docstring. It runs
+the command and reads the sources; it imports nothing of the package.
 """
 
 from __future__ import annotations
 
+import ast
+import json
 import os
 import re
 import subprocess
@@ -32,10 +35,10 @@ def help_text(*words: str) -> str:
 
 
 def commands() -> dict[str, str]:
-    """Command -> first sentence of its help, in the order of `dots --help`."""
-    section = help_text().split("Commands:", 1)[1].replace("\n" + " " * 12, " ")
-    pairs = (line.split(None, 1) for line in section.splitlines() if line.startswith("  "))
-    return {pair[0]: pair[1].strip() for pair in pairs if len(pair) == 2}
+    """Command -> what its help says first, in the order of `dots --help`."""
+    section = help_text().split("Commands:", 1)[1]
+    names = [line.split()[0] for line in section.splitlines() if re.match(r"  \w", line)]
+    return {name: " ".join(help_text(name).split("\n\n")[1].split()) for name in names}
 
 
 def reference() -> str:
@@ -54,10 +57,8 @@ def command_table() -> str:
 
 def size_table() -> str:
     """Bytes and bits per weight of dots.llm1 at every preset, from its config.json alone."""
-    import json
-
     rows = ["| `--type` | size on disk | bits per weight |", "|---|--:|--:|"]
-    for preset in ("q4", "iq4_xs", "q4_0", "iq4_nl", "mxfp4_moe", "q4_k_s", "q4_k_m", "q8_0", "bf16"):
+    for preset in "q4 iq4_xs q4_0 iq4_nl mxfp4_moe q4_k_s q4_k_m q8_0 bf16".split():
         done = subprocess.run(
             [sys.executable, "-m", "dotscli", "quantize", "tests/data/dots.llm1.inst",
              "--type", preset, "--dry-run", "--json"],
@@ -69,20 +70,34 @@ def size_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATORS = {"commands": command_table, "sizes": size_table}
+def module_table() -> str:
+    """Every installed module and the first sentence of its docstring."""
+    rows = ["| module | what it is |", "|---|---|"]
+    for top in ("dotscli", "quantize", "models"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            inside = path.relative_to(ROOT / top).parts
+            if inside[0] in ("nano", "quantize", "models"):
+                continue
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            summary = " ".join(text.split("\n\n")[0].split())
+            rows.append(f"| `{path.relative_to(ROOT).as_posix()}` | {summary} |")
+    return "\n".join(rows) + "\n"
+
+
+GENERATORS = {"commands": command_table, "modules": module_table, "sizes": size_table}
 
 
 def documents() -> dict[Path, str]:
     """Path -> what the file should contain now."""
-    readme = ROOT / "README.md"
 
     def fill(match: re.Match[str]) -> str:
         return match[1] + GENERATORS[match[2]]() + match[3]
 
-    return {
-        ROOT / "docs" / "commands.md": reference(),
-        readme: BLOCK.sub(fill, readme.read_text(encoding="utf-8")),
+    filled = {
+        path: BLOCK.sub(fill, path.read_text(encoding="utf-8"))
+        for path in (ROOT / "README.md", ROOT / "docs" / "architecture.md")
     }
+    return {ROOT / "docs" / "commands.md": reference(), **filled}
 
 
 def main() -> int:

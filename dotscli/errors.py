@@ -28,9 +28,7 @@ class DotsError(Exception):
         exit_status: what the process returns, 1 unless it is a usage error.
     """
 
-    def __init__(
-        self, message: str, hint: str = "", exit_status: int = ExitStatus.ERROR
-    ) -> None:
+    def __init__(self, message: str, hint: str = "", exit_status: int = ExitStatus.ERROR) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint

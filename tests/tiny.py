@@ -99,7 +99,9 @@ def config(
     return values
 
 
-def tensor_shapes(cfg: Mapping[str, object], style: str = "per-expert") -> dict[str, tuple[int, ...]]:
+def tensor_shapes(
+    cfg: Mapping[str, object], style: str = "per-expert"
+) -> dict[str, tuple[int, ...]]:
     """HF name -> torch shape of every tensor, in checkpoint order.
 
     Args:
@@ -173,7 +175,9 @@ def fused(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         n_experts = sum(name.startswith(f"{prefix}.experts.") for name in tensors) // 3
 
         def stack(projection: str, prefix: str = prefix, n: int = n_experts) -> np.ndarray:
-            return np.stack([tensors[f"{prefix}.experts.{e}.{projection}.weight"] for e in range(n)])
+            return np.stack(
+                [tensors[f"{prefix}.experts.{e}.{projection}.weight"] for e in range(n)]
+            )
 
         gate_up = np.concatenate([stack("gate_proj"), stack("up_proj")], axis=1)
         out[f"{prefix}.experts.gate_up_proj"] = gate_up
