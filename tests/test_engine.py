@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
@@ -127,6 +128,24 @@ def test_flash_attention_on_and_off_agree(engine: Engine, model: Path) -> None:
         assert np.abs(off.logits(tokens) - on.logits(tokens)).max() < 0.05
 
 
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1", "BF16", "MXFP4"])
+def test_prefill_and_decode_of_every_kind_of_weight(
+    engine: Engine, tmp_path: Path, kind: str
+) -> None:
+    number = gguf.GGMLQuantizationType[kind]
+    made = gguf_maker.dots1()
+    for name, (shape, _, data) in made.tensors.items():
+        if len(shape) > 1 and ".ffn_gate_inp." not in name:
+            values = np.frombuffer(data, "<f4").reshape(shape[::-1])
+            made.tensors[name] = (shape, number, gguf.quants.quantize(values, number).tobytes())
+    tokens = engine.tokenize(PROMPT * 10, parse_special=True)
+    expected = engine.logits(tokens)
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as quantized:
+        logits = quantized.logits(tokens)
+        assert np.corrcoef(logits.ravel(), expected.ravel())[0, 1] > 0.8
+        assert len(ids(run(quantized))) == 12
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -176,6 +195,13 @@ def test_special_tokens_are_names_only_when_asked_for(engine: Engine) -> None:
 @pytest.mark.parametrize("sample", ["", "héllo wörld", "你好，世界", "🙂\n\n\t x", "a\0b", "  two"])
 def test_text_survives_the_tokenizer(engine: Engine, sample: str) -> None:
     assert engine.detokenize(engine.tokenize(sample, parse_special=False)) == sample.encode()
+
+
+def test_composed_and_decomposed_characters_are_the_same(engine: Engine) -> None:
+    composed, decomposed = "caf\u00e9 \u00c5", "cafe\u0301 A\u030a"
+    tokens = engine.tokenize(decomposed, parse_special=False)
+    assert tokens == engine.tokenize(composed, parse_special=False)
+    assert engine.detokenize(tokens) == composed.encode()
 
 
 def test_a_lone_surrogate_is_no_crash(engine: Engine) -> None:

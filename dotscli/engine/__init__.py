@@ -6,10 +6,19 @@ nothing of messages, templates or terminals.
 
 from __future__ import annotations
 
+from dotscli.engine.cpu import caveats
 from dotscli.engine.devices import Device, devices
 from dotscli.engine.grammar import json_schema_grammar
 from dotscli.engine.lib import versions
 from dotscli.engine.model import Engine
 from dotscli.engine.options import EngineOptions
 
-__all__ = ["Device", "Engine", "EngineOptions", "devices", "json_schema_grammar", "versions"]
+__all__ = [
+    "Device",
+    "Engine",
+    "EngineOptions",
+    "caveats",
+    "devices",
+    "json_schema_grammar",
+    "versions",
+]

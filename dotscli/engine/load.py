@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from dotscli.engine.cpu import may_crash_with_amx
 from dotscli.engine.devices import add_rpc, devices, has_gpu
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
@@ -87,6 +88,8 @@ def _model(
     params = api.llama_model_default_params()
     layers = options.n_gpu_layers
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
+    if may_crash_with_amx():
+        params.use_extra_bufts = False
     overrides = override_array(options, (tensor.name for tensor in gguf.tensors))
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)

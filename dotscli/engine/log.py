@@ -16,7 +16,7 @@ from dotscli.engine.lib import llama
 
 MAX_LINES = 400
 MAX_LINE = 500
-WARN, ERROR, CONTINUED = 2, 3, 5  # ggml_log_level
+WARN, ERROR, CONTINUED = 3, 4, 5  # enum ggml_log_level, ggml.h
 
 
 class Log:

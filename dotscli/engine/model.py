@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from dotscli.engine.cpu import caveats
 from dotscli.engine.decode import Decoder
 from dotscli.engine.generate import Answer, Limits
 from dotscli.engine.lib import llama
@@ -79,6 +80,9 @@ class Engine:
         gguf = read_gguf(path)
         check_dots1(gguf)
         log().listener = on_log if options.verbose else None
+        if on_log is not None and options.verbose:
+            for caveat in caveats():
+                on_log(caveat)
         loaded = load(gguf, options, on_progress, warn=on_log or (lambda _line: None))
         metadata = {
             key: str(value)

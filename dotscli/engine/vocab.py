@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import unicodedata
 from typing import Any
 
 from dotscli.engine.lib import llama
@@ -24,10 +25,14 @@ class Vocabulary:
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of a text, nothing added before or after it.
 
+        The text is brought to NFC first, as Qwen2's tokenizer.json says and llama.cpp does not.
+
         Raises:
             DotsError: more than 1 GiB of text.
         """
-        data = text.encode("utf-8", "replace")  # a lone surrogate has no UTF-8
+        data = unicodedata.normalize("NFC", text).encode(
+            "utf-8", "replace"
+        )  # a lone surrogate has no UTF-8
         if not data:
             return []
         if len(data) > MAX_TEXT:
