@@ -20,6 +20,9 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+SHOWN_PRESETS = (
+    "q4", "iq4_xs", "mxfp4_moe", "q4_0", "iq4_nl", "q4_k_s", "q4_k_m", "q8_0", "bf16",
+)  # fmt: skip
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -58,7 +61,7 @@ def command_table() -> str:
 def size_table() -> str:
     """Bytes and bits per weight of dots.llm1 at every preset, from its config.json alone."""
     rows = ["| `--type` | size on disk | bits per weight |", "|---|--:|--:|"]
-    for preset in "q4 iq4_xs q4_0 iq4_nl mxfp4_moe q4_k_s q4_k_m q8_0 bf16".split():
+    for preset in SHOWN_PRESETS:
         done = subprocess.run(
             [sys.executable, "-m", "dotscli", "quantize", "tests/data/dots.llm1.inst",
              "--type", preset, "--dry-run", "--json"],

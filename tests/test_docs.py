@@ -1,0 +1,77 @@
+"""The documentation can't drift: generated parts are current, examples do what they show."""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def examples() -> Iterator[tuple[str, str, str]]:
+    """(document, command, expected stdout) of every ```console block, a `$` line each."""
+    for document in DOCUMENTS:
+        for block in re.findall(r"```console\n(.*?)```", document.read_text("utf-8"), re.DOTALL):
+            for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
+                yield document.name, command, expected
+
+
+EXAMPLES = list(examples())
+
+
+def test_generated_parts_are_current() -> None:
+    done = subprocess.run(
+        [sys.executable, "docs/generate.py", "--check"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_has_examples() -> None:
+    assert [name for name, _, _ in EXAMPLES].count("README.md") >= 3
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty folder that sees the nano checkpoint under the path that the documents use."""
+    folder = tmp_path_factory.mktemp("docs")
+    (folder / "models").symlink_to(ROOT / "models")
+    return folder
+
+
+@pytest.mark.parametrize(("document", "command", "expected"), EXAMPLES, ids=lambda v: v[:40])
+def test_examples_do_what_they_show(
+    document: str, command: str, expected: str, workplace: Path
+) -> None:
+    """In order, in one folder; `*` in the expected text stands for anything."""
+    homes = {f"XDG_{kind}_HOME": str(workplace / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["/bin/sh", "-c", command], cwd=workplace, env=os.environ | homes | {"PATH": path},
+        capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert fnmatch.fnmatchcase(done.stdout, expected.replace("[", "[[]")), done.stdout
+
+
+def test_every_command_is_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text("utf-8")
+    reference = (ROOT / "docs" / "commands.md").read_text("utf-8")
+    names = re.findall(r"^## dots (\w+)", reference, re.M)
+    assert {"quantize", "prompt", "chat", "inspect", "doctor"} <= set(names)
+    for name in names:
+        assert f"`dots {name}" in readme
+
+
+def test_documents_name_only_files_that_exist() -> None:
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
