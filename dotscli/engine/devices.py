@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -79,6 +78,8 @@ def add_rpc(endpoints: Sequence[str]) -> None:
 
 
 def _check_reachable(endpoint: str) -> None:
+    import socket
+
     host, _, port = endpoint.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise DotsError(f"--rpc is {endpoint!r}", hint="give HOST:PORT", exit_status=2)

@@ -45,9 +45,12 @@ class Log:
         self._lines.clear()
 
     def complaints(self, limit: int = 3) -> list[str]:
-        """The last warnings and errors, oldest first, without the function names before them."""
-        lines = [line for level, line in self._lines if level in (WARN, ERROR) and line.strip()]
-        return [_without_function(line) for line in lines[-limit:]]
+        """The last errors, or the last warnings if there are none; without function names."""
+        for wanted in (ERROR, WARN):
+            lines = [line for level, line in self._lines if level == wanted and line.strip()]
+            if lines:
+                return [_without_function(line) for line in lines[-limit:]]
+        return []
 
 
 def _without_function(line: str) -> str:
