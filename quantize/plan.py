@@ -151,15 +151,15 @@ def check_sources(specs: Iterable[TensorSpec], shards: Shards) -> None:
                 dtypes.append(f"{name} is {shards.dtype(name)}")
     extra = [name for name in shards.names() if name not in needed]
     for what, found in (
-        ("tensors are missing", missing),
-        ("tensors are not of a dots.llm1 of this config", extra),
-        ("tensors have the wrong shape", shapes),
-        (f"tensors are stored as something else than {', '.join(SOURCE_DTYPES)}", dtypes),
+        ("missing tensors", missing),
+        ("tensors that a dots.llm1 of this config does not have", extra),
+        ("tensors of the wrong shape", shapes),
+        (f"tensors stored as something else than {', '.join(SOURCE_DTYPES)}", dtypes),
     ):
         if found:
             unique = list(dict.fromkeys(found))
             more = f" and {len(unique) - _SHOWN} more" if len(unique) > _SHOWN else ""
             raise DotsError(
-                f"{shards.folder}: {len(unique)} {what}: {', '.join(unique[:_SHOWN])}{more}",
+                f"{shards.folder}: {what} ({len(unique)}): {', '.join(unique[:_SHOWN])}{more}",
                 hint="compare config.json and the shards with the published checkpoint",
             )

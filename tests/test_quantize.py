@@ -22,10 +22,10 @@ from dotscli.quantize.convert import Event, Finished, Progress, Started, TensorD
 from dotscli.quantize.presets import PRESETS, Preset
 from tests import reference, tiny
 
-# Nine layers, so that the rules for the first eighth apply; expert rows of 96 and dense rows of 224
+# Eight layers, so that the rules for the first eighth apply; expert rows of 96 and dense rows of 224
 # fit no block of 256, so that the fallbacks apply.
 SIZES = {
-    "n_layers": 9, "n_experts": 4, "n_experts_used": 2, "n_ff": 224, "n_ff_expert": 96,
+    "n_layers": 8, "n_experts": 4, "n_experts_used": 2, "n_ff": 224, "n_ff_expert": 96,
     "vocab_size": 288,
 }  # fmt: skip
 QUANTIZED = [preset for preset in PRESETS if preset.name not in ("q4", "f32")]
@@ -39,7 +39,7 @@ def make(folder: Path, out: Path, type: str, **options: object) -> Path:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_checkpoint(tmp_path_factory.mktemp("nine") / "nine", **SIZES)
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("whole") / "eight", **SIZES)
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +132,7 @@ def test_mixed_source_dtypes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["", ".weight"])
 def test_fused_experts_give_the_same_file(suffix: str, checkpoint: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "nine"
+    folder = tmp_path / "eight"
     tiny.write_checkpoint(folder, style="fused", n_shards=3, **SIZES)
     if suffix:
         tensors = tiny.fused(tiny.weights(tiny.config(**SIZES)))  # type: ignore[arg-type]
