@@ -58,7 +58,9 @@ def answer_json(
 
 def stats_line(stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "stop") -> str:
     """One line of figures: `312 tok · 4.1 tok/s · prefill 154 tok @ 38 tok/s (1,050 reused) ...`"""
-    parts = [f"{stats.completion_tokens:,} tok"]
+    reasons = {"length": "length limit", "context": "context full", "interrupted": "stopped"}
+    why = f" ({reasons[finish_reason]})" if finish_reason in reasons else ""
+    parts = [f"{stats.completion_tokens:,} tok{why}"]
     if stats.decode_tps:
         parts.append(f"{rate(stats.decode_tps)} tok/s")
     read = stats.prompt_tokens - stats.reused_tokens
@@ -72,9 +74,6 @@ def stats_line(stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "sto
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
     parts.append(f"ctx {short(stats.prompt_tokens + stats.completion_tokens)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
-    reasons = {"length": "length limit", "context": "context full", "interrupted": "stopped"}
-    if finish_reason in reasons:
-        parts.append(reasons[finish_reason])
     return " · ".join(parts)
 
 

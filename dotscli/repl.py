@@ -85,8 +85,8 @@ class PromptReader:
         self._session = _session(terminal, toolbar)
 
     def read(self) -> str:
-        """The next message, after Enter."""
-        return joined(self._session.prompt())
+        """The next message, after Enter. An Enter typed during an answer is a newline by then."""
+        return joined(self._session.prompt().rstrip("\n"))
 
 
 def _session(terminal: Terminal, toolbar: Callable[[], str]) -> PromptSession[str]:

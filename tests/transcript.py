@@ -118,7 +118,7 @@ class Terminals:
         while text not in plain(self.seen):
             if not self._read(end):
                 raise AssertionError(f"no {text!r} within {timeout} s in:\n{plain(self.seen)!r}")
-        before, self.seen = plain(self.seen), ""
+        before, _, self.seen = plain(self.seen).partition(text)
         return before
 
     def wait(self, timeout: float = 30.0) -> int:
@@ -143,7 +143,7 @@ class Terminals:
         self.seen += data.decode("utf-8", "replace")
         # prompt_toolkit asks where the cursor is; a terminal answers.
         for _ in range(data.count(b"\x1b[6n")):
-            os.write(self.master, b"\x1b[1;1R")
+            os.write(self.master, b"\x1b[24;1R")
         return bool(data)
 
 
@@ -164,7 +164,7 @@ def on_a_terminal(
         stdin=slave,
         stdout=slave if stdout is None else stdout,
         stderr=slave,
-        env=environment(TERM="xterm-256color", **changes),
+        env=environment(**({"TERM": "xterm-256color"} | changes)),
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509 - no threads here
     )
