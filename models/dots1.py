@@ -203,7 +203,7 @@ def _rope_theta(values: Values) -> float:
     for key in ("rope_scaling", "rope_parameters"):
         if not values.has(key):
             continue
-        rope = values.object(key)
+        rope = values.section(key)
         kind = rope.values.get("rope_type", rope.values.get("type", "default"))
         if kind not in ("default", None):
             raise DotsError(

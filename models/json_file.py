@@ -137,7 +137,7 @@ class Values:
             raise self.wrong(key, "a string")
         return value
 
-    def object(self, key: str) -> Values:
+    def section(self, key: str) -> Values:
         """The object under the key."""
         value = self._required(key)
         if not isinstance(value, dict):

@@ -28,15 +28,15 @@ def pretokenizer_name(tokenizer: Values) -> str:
             reproduce; its regular expression is shown.
     """
     if tokenizer.has("normalizer"):
-        normalizer = tokenizer.object("normalizer")
+        normalizer = tokenizer.section("normalizer")
         if normalizer.values.get("type") != "NFC":
             raise normalizer.wrong("type", '"NFC" or no normalizer')
-    pre = tokenizer.object("pre_tokenizer")
+    pre = tokenizer.section("pre_tokenizer")
     steps = _steps(pre)
     kinds = [step.values.get("type") for step in steps]
     if kinds == ["Split", "ByteLevel"]:
         split, byte_level = steps
-        pattern = split.object("pattern").values
+        pattern = split.section("pattern").values
         regex = pattern.get("Regex")
         plain = (
             split.values.get("behavior") == "Isolated"

@@ -61,7 +61,7 @@ class Vocab:
                 hint="the fast tokenizer's file is needed; vocab.json with merges.txt is not read",
             )
         values = Values(read_object(path), str(path))
-        bpe = values.object("model")
+        bpe = values.section("model")
         _check_bpe(bpe)
         texts = _token_texts(bpe, model.vocab_size)
         added = _added_tokens(values, texts, model.vocab_size)
@@ -122,7 +122,7 @@ def _check_text(text: object, origin: str) -> str:
 
 def _token_texts(bpe: Values, vocab_size: int) -> dict[int, str]:
     """id -> text of the BPE vocabulary, every id once."""
-    vocab = bpe.object("vocab").values
+    vocab = bpe.section("vocab").values
     texts: dict[int, str] = {}
     for text, given in vocab.items():
         i = _check_id(given, text, vocab_size, bpe.origin)
@@ -222,7 +222,7 @@ def _disagreements(config: Values, tokens: tuple[str, ...]) -> tuple[str, ...]:
     if not config.has("added_tokens_decoder"):
         return ()
     warnings = []
-    for key, entry in config.object("added_tokens_decoder").values.items():
+    for key, entry in config.section("added_tokens_decoder").values.items():
         text = entry.get("content") if isinstance(entry, dict) else entry
         i = int(key) if key.isascii() and key.isdigit() and len(key) < 10 else -1
         found = tokens[i] if 0 <= i < len(tokens) else None

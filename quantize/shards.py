@@ -162,7 +162,7 @@ class Shards:
 def _read_index(path: Path) -> dict[str, str]:
     """tensor -> shard file name; every name is checked to be a plain file name."""
     weight_map: dict[str, str] = {}
-    for name, shard in Values(read_object(path), str(path)).object("weight_map").values.items():
+    for name, shard in Values(read_object(path), str(path)).section("weight_map").values.items():
         if (
             not isinstance(shard, str)
             or not shard.endswith(".safetensors")

@@ -69,9 +69,7 @@ def read_keys(path: Path) -> dict[str, object]:
     import gguf
 
     reader = gguf.GGUFReader(path)
-    return {
-        name: field.contents() for name, field in reader.fields.items() if "GGUF." not in name
-    }
+    return {name: field.contents() for name, field in reader.fields.items() if "GGUF." not in name}
 
 
 _silent = None

@@ -233,8 +233,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         weights(lambda t: t.update({"model.layers.0.self_attn.q_proj.bias": np.zeros(64)})),
         "a dots.llm1 of this config does not have (1): model.layers.0.self_attn.q_proj.bias",
     ),
-    "layer too many": (config(num_hidden_layers=1), "does not have (37): model.layers.1.self_attn"),
-    "expert too many": (config(n_routed_experts=7), "does not have (3): model.layers.1.mlp.experts.7"),
+    "layer too many": (config(num_hidden_layers=1), "have (37): model.layers.1.self_attn"),
+    "expert too many": (config(n_routed_experts=7), "have (3): model.layers.1.mlp.experts.7"),
     "one layer fused, others not": (fuse_one_layer, "(1): model.layers.1.mlp.experts.gate_up_proj"),
     "shape transposed": (
         weights(transpose), f"{DOWN} is [32, 64], expected [64, 32]",
