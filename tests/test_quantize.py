@@ -22,8 +22,8 @@ from dotscli.quantize.convert import Event, Finished, Progress, Started, TensorD
 from dotscli.quantize.presets import PRESETS, Preset
 from tests import reference, tiny
 
-# Eight layers, so that the rules for the first eighth apply; expert rows of 96 and dense rows of 224
-# fit no block of 256, so that the fallbacks apply.
+# Eight layers, so that the rules for the first eighth apply; expert rows of 96 and dense rows of
+# 224 fit no block of 256, so that the fallbacks apply.
 SIZES = {
     "n_layers": 8, "n_experts": 4, "n_experts_used": 2, "n_ff": 224, "n_ff_expert": 96,
     "vocab_size": 288,
