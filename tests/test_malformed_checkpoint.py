@@ -14,9 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.quantize import quantize_checkpoint
+from dotscli.models.metadata import metadata
+from dotscli.models.vocab import Vocab
+from dotscli.quantize import plan_checkpoint, quantize_checkpoint
+from dotscli.quantize.gguf_header import gguf_header
 from tests import tiny
 
 Header = dict[str, Any]
@@ -308,3 +313,48 @@ def test_no_folder_at_all(tmp_path: Path) -> None:
         (tmp_path / "file").write_text("")
         with pytest.raises(DotsError, match=str(path)):
             next(quantize_checkpoint(path, tmp_path / "o.gguf"))
+
+
+TEXTS = ("config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json", INDEX)
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=6), inner),
+    max_leaves=6,
+)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_checkpoint(tmp_path_factory.mktemp("intact"), **SIZES)
+
+
+@given(st.sampled_from(TEXTS), st.lists(st.integers(0, 400), max_size=4), json_values)
+@settings(max_examples=150, deadline=None)
+def test_any_value_anywhere_is_read_or_refused(
+    intact: Path, name: str, places: list[int], value: object
+) -> None:
+    """One value of one JSON file is replaced by any other; nothing but DotsError may come of it."""
+    path = intact / name
+    original = path.read_text()
+    document = at = json.loads(original)
+    for place in places:
+        keys = list(at) if isinstance(at, dict) else range(len(at))
+        if not keys:
+            break
+        parent, key = at, keys[place % len(keys)]
+        at = at[key]
+        if not isinstance(at, (dict, list)) or place == places[-1]:
+            parent[key] = value
+            break
+    else:
+        document = value
+    path.write_text(json.dumps(document))
+    try:
+        decided = plan_checkpoint(intact)
+        vocab = Vocab.load(intact, decided.model)
+        gguf_header(metadata(decided.model, vocab, intact, 15), decided.tensors)
+    except DotsError as error:
+        assert str(intact) in error.message
+        assert "\n" not in error.message
+    finally:
+        path.write_text(original)

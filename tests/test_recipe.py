@@ -6,11 +6,13 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint
+from dotscli.quantize.codec import Codec
 from dotscli.quantize.plan import ALIGNMENT, Plan, plan
 from dotscli.quantize.presets import PRESETS
 from dotscli.quantize.recipe import Recipe
@@ -159,3 +161,17 @@ def test_weights_that_are_there_must_be_complete(tmp_path: Path) -> None:
     next(folder.glob("*-00002-of-*.safetensors")).unlink()
     with pytest.raises(DotsError, match="names model-00002-of-00002"):
         plan_checkpoint(folder)
+
+
+def test_down_experts_take_the_best_type_of_their_size() -> None:
+    """Rows of 1408 fit blocks of 32 only; this is the reason for IQ4_NL in q4."""
+    gguf = pytest.importorskip("gguf")
+    errors = {}
+    weights = np.random.default_rng(0).standard_normal((16, 1408), dtype=np.float32)
+    for name in ("IQ4_NL", "Q4_0", "Q4_1", "MXFP4"):
+        kind, out = type_named(name), np.zeros(weights.nbytes, np.uint8)
+        made = Codec().encode(memoryview(weights.tobytes()), "F32", 1408, kind, out)
+        raw = out[:made].reshape(16, -1)
+        back = gguf.quants.dequantize(raw, gguf.GGMLQuantizationType[name]).reshape(16, 1408)
+        errors[name] = float(np.sqrt(np.mean((back - weights) ** 2)))
+    assert min(errors, key=errors.__getitem__) == "IQ4_NL"
