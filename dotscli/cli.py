@@ -57,6 +57,13 @@ def terminal_of(context: typer.Context, output: OutputFlags) -> Terminal:
     return terminal
 
 
+def preset_names(incomplete: str) -> list[tuple[str, str]]:
+    """Shell completion of --type."""
+    from dotscli.quantize.presets import PRESETS
+
+    return [(p.name, p.summary) for p in PRESETS if p.name.startswith(incomplete)]
+
+
 def show_version(wanted: bool) -> None:
     """--version, before any command is looked for."""
     if wanted:
@@ -93,6 +100,7 @@ def quantize(
         str,
         typer.Option(
             "--type",
+            autocompletion=preset_names,
             metavar="TYPE",
             help="q4, f32, f16, bf16, q8_0, q4_0, q4_k_s, q4_k_m, iq4_nl, iq4_xs or mxfp4_moe.",
         ),

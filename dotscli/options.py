@@ -34,6 +34,21 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * 1024**power)
 
 
+def gguf_files(incomplete: str) -> list[str]:
+    """Shell completion of a model: GGUF files, and folders that may hold some."""
+    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
+    try:
+        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        names = [f"{p}/" if p.is_dir() else str(p) for p in found if p.is_dir() or _is_gguf(p)]
+    except OSError:
+        return []
+    return [name for name in names if name.startswith(incomplete)]
+
+
+def _is_gguf(path: Path) -> bool:
+    return path.suffix.lower() == ".gguf"
+
+
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a group of options by its options, and call with the group."""
     hints = get_type_hints(command, include_extras=True)
@@ -77,7 +92,7 @@ def _default(field: dataclasses.Field[Any]) -> Any:
 Model = Annotated[
     str | None,
     typer.Option(
-        "--model", "-m", envvar="DOTS_MODEL", metavar="MODEL",
+        "--model", "-m", envvar="DOTS_MODEL", metavar="MODEL", autocompletion=gguf_files,
         help="GGUF file, or the first file of a split one. Without it: the built-in nano model.",
     ),
 ]  # fmt: skip
