@@ -73,8 +73,8 @@ def check_dots1(gguf: GgufFile) -> None:
             raise _wrong(gguf, f"dots1.{key}", "not to be there")
     _check_rope_scaling(gguf)
     _check_routing(gguf)
-    sizes = _sizes(gguf, check_tokens(gguf))
-    check_tensors(gguf, sizes)
+    check_tokens(gguf)
+    check_tensors(gguf, sizes_of(gguf))
 
 
 def _check_architecture(gguf: GgufFile) -> None:
@@ -128,7 +128,14 @@ def _check_routing(gguf: GgufFile) -> None:
         raise _wrong(gguf, "dots1.expert_group_used_count", f"between 1 and {groups - 1}")
 
 
-def _sizes(gguf: GgufFile, vocab_size: int) -> GgufSizes:
+def sizes_of(gguf: GgufFile) -> GgufSizes:
+    """The model's numbers, out of a header whose keys are there and of the right type.
+
+    Raises:
+        DotsError: heads of different widths, or fewer for keys and values than for queries.
+    """
+    tokens = gguf.metadata["tokenizer.ggml.tokens"]
+    assert isinstance(tokens, GgufArray)
     n_embd, n_heads = _number(gguf, "embedding_length"), _number(gguf, "attention.head_count")
     head_dim = _head_dim(gguf, n_embd // n_heads)
     kv = gguf.metadata.get("dots1.attention.head_count_kv", n_heads)
@@ -146,7 +153,7 @@ def _sizes(gguf: GgufFile, vocab_size: int) -> GgufSizes:
         head_dim=head_dim,
         n_experts=_number(gguf, "expert_count"),
         n_shared_experts=_number(gguf, "expert_shared_count"),
-        vocab_size=vocab_size,
+        vocab_size=len(tokens),
     )
 
 

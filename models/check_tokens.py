@@ -10,16 +10,13 @@ TOKENS = "tokenizer.ggml.tokens"
 MAX_VOCAB = 1 << 24
 MAX_TOKEN = 2048  # bytes; llama.cpp's grammars recurse once per character of a token
 MAX_TEMPLATE = 1 << 20
-TOKEN_TYPES = range(1, 7)  # enum llama_token_type without "undefined"
+TOKEN_TYPES = range(1, 6)  # enum llama_token_type: normal, unknown, control, user-defined, unused
 FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
 HINT = "write it again with: dots quantize CHECKPOINT"
 
 
-def check_tokens(gguf: GgufFile) -> int:
+def check_tokens(gguf: GgufFile) -> None:
     """Refuses a vocabulary that would abort llama.cpp or tokenize wrongly.
-
-    Returns:
-        The number of tokens.
 
     Raises:
         DotsError: with the file, the key and the value.
@@ -49,7 +46,6 @@ def check_tokens(gguf: GgufFile) -> int:
     template = gguf.metadata.get("tokenizer.chat_template", "")
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
         raise DotsError(f"{gguf.path}: tokenizer.chat_template is no text of usual size", hint=HINT)
-    return len(tokens)
 
 
 def _check_text(gguf: GgufFile, key: str, wanted: str) -> None:

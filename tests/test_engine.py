@@ -119,6 +119,13 @@ def test_every_type_of_cache_works_and_costs_little(engine: Engine, model: Path)
             assert difference < 0.3, (k, v, difference)
 
 
+def test_a_cache_whose_blocks_do_not_fit_a_head_is_refused(tmp_path: Path) -> None:
+    path = gguf_maker.dots1(hidden=48, n_heads=3).write(tmp_path / "m.gguf")
+    for options in ({"cache_type_k": "q8_0", "flash_attn": "off"}, {"cache_type_v": "q4_0"}):
+        with pytest.raises(DotsError, match="multiple of 32"):
+            load(path, **options)
+
+
 def test_flash_attention_on_and_off_agree(engine: Engine, model: Path) -> None:
     tokens = engine.tokenize(PROMPT * 5, parse_special=True)
     with (

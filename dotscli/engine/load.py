@@ -20,8 +20,9 @@ from dotscli.engine.lib import llama
 from dotscli.engine.log import log
 from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
 from dotscli.engine.placement import override_array
-from dotscli.engine.sizing import CacheShape, context_size, free_memory
+from dotscli.engine.sizing import bytes_per_token, context_size, free_memory
 from dotscli.errors import DotsError
+from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
 
 MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
@@ -65,6 +66,7 @@ def load(
         DotsError: llama.cpp refused, with its reason as the hint.
         KeyboardInterrupt: the user did not want to wait.
     """
+    _check_cache(gguf, options)
     add_rpc(options.rpc)
     log().clear()
     loaded = Loaded(None, None, 0, [])
@@ -122,10 +124,22 @@ def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) 
         if options.n_ctx > trained:
             warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
         return options.n_ctx
-    heads = _number(gguf.metadata, "attention.head_count")
-    width = _number(gguf.metadata, "embedding_length") // heads * heads
-    shape = CacheShape(_number(gguf.metadata, "block_count"), width, width)
-    return context_size(trained, shape.bytes_per_token(options), _free_bytes(gguf, options))
+    sizes = sizes_of(gguf)
+    cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
+    return context_size(trained, cost, _free_bytes(gguf, options))
+
+
+def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
+    """A quantized cache works in blocks within a head; llama.cpp aborts if they do not fit."""
+    head_dim = sizes_of(gguf).head_dim
+    for flag, kind in (("k", options.cache_type_k), ("v", options.cache_type_v)):
+        block = CACHE_TYPES[kind][1]
+        if head_dim % block:
+            raise DotsError(
+                f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
+                f"{gguf.path} has {head_dim}",
+                hint=f"use --cache-type-{flag} f16",
+            )
 
 
 def _free_bytes(gguf: GgufFile, options: EngineOptions) -> int:
