@@ -50,16 +50,26 @@ class Shape:
 # expert_width 352 and dense_width 2784 are multiples of 32 and not of 256 as the real 1408 and
 # 10944 are, while 2 * expert_width meets 256 in `mini` (as the real 2816 does) and not in others.
 PRESETS = {
-    "mini": Shape(layers=16, hidden=256, heads=4, dense_width=352, expert_width=128, experts=16,
-                  shard_bytes=4 << 20),
-    "odd": Shape(layers=8, hidden=256, heads=4, dense_width=352, expert_width=160, experts=16,
-                 experts_used=4),
-    "ragged": Shape(layers=8, hidden=288, heads=4, dense_width=352, expert_width=80, experts=8,
-                    experts_used=4),
+    "mini": Shape(
+        layers=16,
+        hidden=256,
+        heads=4,
+        dense_width=352,
+        expert_width=128,
+        experts=16,
+        shard_bytes=4 << 20,
+    ),
+    "odd": Shape(
+        layers=8, hidden=256, heads=4, dense_width=352, expert_width=160, experts=16, experts_used=4
+    ),
+    "ragged": Shape(
+        layers=8, hidden=288, heads=4, dense_width=352, expert_width=80, experts=8, experts_used=4
+    ),
     "1g": Shape(layers=7, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32),
     "4g": Shape(layers=49, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32),
-    "decode": Shape(layers=14, hidden=1024, heads=16, dense_width=2784, expert_width=352,
-                    experts=32),
+    "decode": Shape(
+        layers=14, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32
+    ),
 }
 
 
@@ -67,27 +77,53 @@ def config(shape: Shape, scoring_func: str | None = "sigmoid") -> dict[str, obje
     """config.json in the style the model was published with; scoring_func None leaves it out."""
     scoring = {} if scoring_func is None else {"scoring_func": scoring_func}
     return {
-        "architectures": ["Dots1ForCausalLM"], "model_type": "dots1",
-        "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": None,
+        "architectures": ["Dots1ForCausalLM"],
+        "model_type": "dots1",
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
         "eos_token_id": 151_649 if shape.vocab == "qwen" else 262,
-        "first_k_dense_replace": 1, "hidden_act": "silu", "hidden_size": shape.hidden,
-        "initializer_range": 0.02, "intermediate_size": shape.dense_width,
-        "max_position_embeddings": 32_768, "moe_intermediate_size": shape.expert_width,
-        "moe_layer_freq": 1, "n_routed_experts": shape.experts, "n_shared_experts": 2,
-        "norm_topk_prob": True, "num_attention_heads": shape.heads,
-        "num_experts_per_tok": shape.experts_used, "num_hidden_layers": shape.layers,
-        "num_key_value_heads": shape.heads, "pretraining_tp": 1, "rms_norm_eps": 1e-5,
-        "rope_scaling": None, "rope_theta": 10_000_000, "routed_scaling_factor": 2.5,
-        **scoring, "sliding_window": None, "tie_word_embeddings": False,
-        "topk_method": "noaux_tc", "torch_dtype": "bfloat16", "transformers_version": "4.46.3",
-        "use_cache": True, "use_sliding_window": False, "vocab_size": shape.vocab_size,
+        "first_k_dense_replace": 1,
+        "hidden_act": "silu",
+        "hidden_size": shape.hidden,
+        "initializer_range": 0.02,
+        "intermediate_size": shape.dense_width,
+        "max_position_embeddings": 32_768,
+        "moe_intermediate_size": shape.expert_width,
+        "moe_layer_freq": 1,
+        "n_routed_experts": shape.experts,
+        "n_shared_experts": 2,
+        "norm_topk_prob": True,
+        "num_attention_heads": shape.heads,
+        "num_experts_per_tok": shape.experts_used,
+        "num_hidden_layers": shape.layers,
+        "num_key_value_heads": shape.heads,
+        "pretraining_tp": 1,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": None,
+        "rope_theta": 10_000_000,
+        "routed_scaling_factor": 2.5,
+        **scoring,
+        "sliding_window": None,
+        "tie_word_embeddings": False,
+        "topk_method": "noaux_tc",
+        "torch_dtype": "bfloat16",
+        "transformers_version": "4.46.3",
+        "use_cache": True,
+        "use_sliding_window": False,
+        "vocab_size": shape.vocab_size,
     }
 
 
 # The two optional files that a converter takes metadata from.
 GENERATION_CONFIG = {
-    "bos_token_id": None, "do_sample": True, "repetition_penalty": 1.05, "temperature": 0.7,
-    "top_k": 20, "top_p": 0.8, "transformers_version": "4.46.3",
+    "bos_token_id": None,
+    "do_sample": True,
+    "repetition_penalty": 1.05,
+    "temperature": 0.7,
+    "top_k": 20,
+    "top_p": 0.8,
+    "transformers_version": "4.46.3",
 }
 README = """---
 license: mit
@@ -162,7 +198,7 @@ def weights(name: str, shape: tuple[int, ...], seed: int) -> Iterator[np.ndarray
             # No logit for special tokens: generation then never stops by itself. The embedding
             # is zero only where no token exists.
             used = N_BASE_TOKENS if name.startswith("lm_head") else N_BASE_TOKENS + len(SPECIAL)
-            values[max(0, used - start):] = 0
+            values[max(0, used - start) :] = 0
         yield bf16(values)
 
 
@@ -231,17 +267,27 @@ def main() -> None:
     parser.add_argument("--preset", choices=PRESETS, default="1g")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--scoring-func", default="sigmoid", help="'' leaves the key out")
-    parser.add_argument("--cache", type=Path, default=cache_folder(),
-                        help="where the vocabulary package is kept (default: %(default)s)")
-    fields = {k: v for k, v in asdict(PRESETS["1g"]).items()}
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=cache_folder(),
+        help="where the vocabulary package is kept (default: %(default)s)",
+    )
+    fields = asdict(PRESETS["1g"])
     for name, default in fields.items():
-        parser.add_argument("--" + name.replace("_", "-"), type=type(default),
-                            help="instead of the preset's")
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=type(default), help="instead of the preset's"
+        )
     options = parser.parse_args()
     chosen = {name: getattr(options, name) for name in fields if getattr(options, name) is not None}
     shape = replace(PRESETS[options.preset], **chosen)
-    total = write_checkpoint(options.folder, shape, seed=options.seed, cache=options.cache,
-                             scoring_func=options.scoring_func or None)
+    total = write_checkpoint(
+        options.folder,
+        shape,
+        seed=options.seed,
+        cache=options.cache,
+        scoring_func=options.scoring_func or None,
+    )
     print(f"{options.folder}: {total:,} bytes of weights, {len(shards(shape))} shards")
 
 

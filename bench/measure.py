@@ -46,7 +46,10 @@ def run(command: Sequence[str | Path], *, env: dict[str, str] | None = None) -> 
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [str(part) for part in command], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
+            [str(part) for part in command],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
             env={**os.environ, **(env or {})},
         )
         sampler = PrivateMemory(process.pid)
@@ -63,11 +66,19 @@ def run(command: Sequence[str | Path], *, env: dict[str, str] | None = None) -> 
             stream.seek(0)
             texts.append(stream.read().decode("utf-8", "replace"))
     if process.returncode != 0:
-        raise SystemExit(f"{' '.join(map(str, command))}\nfailed with {process.returncode}:\n"
-                         f"{texts[1][-3000:]}")
+        raise SystemExit(
+            f"{' '.join(map(str, command))}\nfailed with {process.returncode}:\n{texts[1][-3000:]}"
+        )
     unit = 1 if sys.platform == "darwin" else 1024
-    return Run(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit, peak_private,
-               written, texts[0], texts[1])
+    return Run(
+        wall,
+        usage.ru_utime + usage.ru_stime,
+        usage.ru_maxrss * unit,
+        peak_private,
+        written,
+        texts[0],
+        texts[1],
+    )
 
 
 def written_bytes(pid: int) -> int | None:
@@ -138,8 +149,10 @@ def ratios(ours: Iterable[float], theirs: Iterable[float]) -> list[float]:
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
     """Median with the range of all values: `1.23 (1.20 to 1.31)`."""
-    return (f"{statistics.median(values):.{digits}f} "
-            f"({min(values):.{digits}f} to {max(values):.{digits}f})")
+    return (
+        f"{statistics.median(values):.{digits}f} "
+        f"({min(values):.{digits}f} to {max(values):.{digits}f})"
+    )
 
 
 def warm(paths: Iterable[Path]) -> None:
@@ -152,7 +165,7 @@ def warm(paths: Iterable[Path]) -> None:
 
 def other_load() -> float:
     """Cores that other programs use right now, sampled over one second."""
-    return psutil.cpu_percent(1.0) / 100 * (psutil.cpu_count() or 1)
+    return float(psutil.cpu_percent(1.0)) / 100 * (psutil.cpu_count() or 1)
 
 
 def wait_until_quiet(limit: float, patience_s: float) -> float:
@@ -183,12 +196,17 @@ def machine() -> list[str]:
     """What a reader must know to judge a figure: CPU, memory, system, versions, commit, date."""
     cpu = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((li.split(":", 1)[1].strip() for li in lines if li.startswith("model name")), cpu)
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                cpu = line.split(":", 1)[1].strip()
     packages = ("llama-cpp-python", "gguf", "numpy")
     versions = ", ".join(f"{name} {version(name)}" for name in packages)
-    commit = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
-                            capture_output=True, text=True, check=False).stdout.strip()
+    commit = subprocess.run(
+        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     now = datetime.datetime.now(datetime.timezone.utc)
     return [
         f"CPU: {cpu}, {psutil.cpu_count(logical=False)} cores, {psutil.cpu_count()} threads",

@@ -85,8 +85,18 @@ def fetch(cache: Path) -> Path:
     cache.mkdir(parents=True, exist_ok=True)
     requirement = f"llama-cpp-python=={LLAMA_CPP_PYTHON}"
     subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", "llama-cpp-python",
-         requirement, "-d", str(cache)],
+        [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "--no-deps",
+            "--no-binary",
+            "llama-cpp-python",
+            requirement,
+            "-d",
+            str(cache),
+        ],
         check=True,
     )
     archive = cache / f"llama_cpp_python-{LLAMA_CPP_PYTHON}.tar.gz"
@@ -117,8 +127,12 @@ def build(cache: Path, jobs: int, tools: tuple[str, ...] = TOOLS) -> Reference:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--cache", type=Path, default=cache_folder(),
-                        help="cache folder (default: DOTS_BENCH_CACHE or %(default)s)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=cache_folder(),
+        help="cache folder (default: DOTS_BENCH_CACHE or %(default)s)",
+    )
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="compiler processes")
     parser.add_argument("--fetch-only", action="store_true", help="source and converter, no build")
     options = parser.parse_args()

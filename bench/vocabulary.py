@@ -57,8 +57,15 @@ def qwen_files(cache: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def added_token(content: str, token: int) -> dict[str, Any]:
     """One entry of tokenizer.json's added_tokens."""
-    return {"id": token, "content": content, "single_word": False, "lstrip": False,
-            "rstrip": False, "normalized": False, "special": True}
+    return {
+        "id": token,
+        "content": content,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
 
 
 def small_files() -> tuple[dict[str, Any], dict[str, int]]:
@@ -67,24 +74,42 @@ def small_files() -> tuple[dict[str, Any], dict[str, int]]:
     others = [b for b in range(256) if b not in printable]
     alphabet = [*map(chr, printable), *(chr(256 + i) for i in range(len(others)))]
     special = {content: 256 + i for i, content in enumerate(SPECIAL)}
-    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
-             "use_regex": False}
+    level = {
+        "type": "ByteLevel",
+        "add_prefix_space": False,
+        "trim_offsets": False,
+        "use_regex": False,
+    }
     pattern = (
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
         r"|\s*[\r\n]+|\s+(?!\S)|\s+"
     )
-    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
-             "invert": False}
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None,
+    split = {
+        "type": "Split",
+        "pattern": {"Regex": pattern},
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    tokenizer: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
         "added_tokens": [added_token(c, i) for c, i in special.items()],
         "normalizer": {"type": "NFC"},
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [split, level]},
-        "post_processor": level, "decoder": level,
-        "model": {"type": "BPE", "dropout": None, "unk_token": None,
-                  "continuing_subword_prefix": "", "end_of_word_suffix": "",
-                  "fuse_unk": False, "byte_fallback": False,
-                  "vocab": {token: i for i, token in enumerate(alphabet)}, "merges": []},
+        "post_processor": level,
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "vocab": {token: i for i, token in enumerate(alphabet)},
+            "merges": [],
+        },
     }
     return tokenizer, special
 
@@ -97,9 +122,16 @@ def write_vocabulary(folder: Path, kind: str, cache: Path) -> dict[str, int]:
         special = SPECIAL
     else:
         tokenizer, special = small_files()
-        config = {"add_bos_token": False, "add_prefix_space": False, "bos_token": None,
-                  "clean_up_tokenization_spaces": False, "errors": "replace", "unk_token": None,
-                  "model_max_length": 32768, "tokenizer_class": "Qwen2Tokenizer"}
+        config = {
+            "add_bos_token": False,
+            "add_prefix_space": False,
+            "bos_token": None,
+            "clean_up_tokenization_spaces": False,
+            "errors": "replace",
+            "unk_token": None,
+            "model_max_length": 32768,
+            "tokenizer_class": "Qwen2Tokenizer",
+        }
     config["added_tokens_decoder"] = {
         str(i): {k: v for k, v in added_token(c, i).items() if k != "id"}
         for c, i in special.items()

@@ -1,0 +1,271 @@
+"""One pass against two steps: time, memory and bytes written, whole processes, in turn.
+
+    dots quantize CHECKPOINT -o OUT --type T
+against
+    convert_hf_to_gguf.py CHECKPOINT --outtype bf16, then llama-quantize
+
+on the same random checkpoint, with the same threads, alternating, the page cache warm for both
+and the outputs removed between runs. A second part quantizes a checkpoint of the same layer
+shapes with four times as many bytes and compares the peak memory of `dots quantize`.
+
+    python bench/quantize.py --converter-python PYTHON_WITH_TORCH    # writes docs/bench/quantize.md
+
+Needs bench/reference.py run once and npm. Disk: about 8 GB; memory: what the page cache needs to
+hold 2 GB.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from checkpoint import cached
+from measure import (
+    ROOT,
+    Run,
+    alternate,
+    dots,
+    dots_env,
+    note,
+    ratios,
+    run,
+    spread,
+    table,
+    version,
+    wait_until_quiet,
+    warm,
+    write_report,
+)
+from reference import Reference, cache_folder, reference
+
+TYPES = ("q4_k_m", "q4_0", "iq4_xs")
+MB = 1e6
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """What both sides of one comparison have in common."""
+
+    checkpoint: Path
+    type: str
+    threads: int
+    work: Path
+    where: Reference
+    converter_python: str
+
+
+def one_pass(at: Setting) -> Run:
+    out = at.work / "ours.gguf"
+    out.unlink(missing_ok=True)
+    return run(
+        [
+            *dots(),
+            "quantize",
+            at.checkpoint,
+            "-o",
+            out,
+            "--type",
+            at.type,
+            "--threads",
+            str(at.threads),
+        ],
+        env=dots_env(),
+    )
+
+
+def convert(at: Setting) -> Run:
+    """Step one: a bf16 GGUF. The threads of torch are limited like everybody's."""
+    out = at.work / "bf16.gguf"
+    out.unlink(missing_ok=True)
+    return run(
+        [
+            at.converter_python,
+            at.where.converter,
+            at.checkpoint,
+            "--outtype",
+            "bf16",
+            "--outfile",
+            out,
+        ],
+        env={"OMP_NUM_THREADS": str(at.threads)},
+    )
+
+
+def llama_quantize(at: Setting) -> Run:
+    """Step two, from the file that step one has just left in the page cache."""
+    out = at.work / "theirs.gguf"
+    out.unlink(missing_ok=True)
+    return run(
+        [
+            at.where.tool("llama-quantize"),
+            at.work / "bf16.gguf",
+            out,
+            at.type.upper(),
+            str(at.threads),
+        ]
+    )
+
+
+def two_steps(at: Setting, steps: dict[str, list[Run]]) -> Run:
+    """Both steps as one: times and bytes add up, of the memory the larger counts."""
+    first, second = convert(at), llama_quantize(at)
+    steps["converter"].append(first)
+    steps["llama-quantize"].append(second)
+    return Run(
+        first.wall_s + second.wall_s,
+        first.cpu_s + second.cpu_s,
+        max(first.peak_rss, second.peak_rss),
+        max(first.peak_private or 0, second.peak_private or 0) or None,
+        (first.written or 0) + (second.written or 0) or None,
+        "",
+        "",
+    )
+
+
+def row(name: str, runs: list[Run], ratio: str) -> list[str]:
+    """One line of a table; sizes in MB (1e6 bytes)."""
+
+    def column(value: Callable[[Run], float | None]) -> str:
+        values = [v for v in map(value, runs) if v is not None]
+        return f"{statistics.median(values) / MB:,.0f}" if values else "?"
+
+    cpu = f"{statistics.median(r.cpu_s for r in runs):.1f}"
+    return [
+        name,
+        spread([r.wall_s for r in runs]),
+        cpu,
+        column(lambda r: r.peak_rss),
+        column(lambda r: r.peak_private),
+        column(lambda r: r.written),
+        ratio,
+    ]
+
+
+HEADER = ("", "wall s", "CPU s", "peak MB", "of it not page cache", "written MB", "time ratio")
+
+
+def compare(at: Setting, repeats: int) -> str:
+    """The two sides in turn; a table with both and with the steps of the second."""
+    steps: dict[str, list[Run]] = {"converter": [], "llama-quantize": []}
+    results = alternate(
+        {"two steps": lambda: two_steps(at, steps), "dots quantize": lambda: one_pass(at)}, repeats
+    )
+    ours, theirs = results["dots quantize"], results["two steps"]
+    ratio = spread(ratios([r.wall_s for r in ours], [r.wall_s for r in theirs]), 3)
+    alone = spread(ratios([r.wall_s for r in ours], [r.wall_s for r in steps["llama-quantize"]]), 3)
+    size = (at.work / "ours.gguf").stat().st_size
+    rows = [
+        row("dots quantize", ours, ratio),
+        row("two steps", theirs, "1"),
+        *(row(f"- {name}", runs, "") for name, runs in steps.items()),
+    ]
+    return (
+        f"{table(HEADER, rows)}\n\nThe output has {size / MB:,.0f} MB. Against llama-quantize "
+        f"alone, its input already converted: {alone}."
+    )
+
+
+def memory(small: Setting, large: Setting, repeats: int) -> str:
+    """Peak memory of the one pass on two checkpoints, the second four times as large."""
+    rows = []
+    peaks: dict[str, list[float]] = {"peak_rss": [], "peak_private": []}
+    for at in (small, large):
+        runs = [one_pass(at) for _ in range(repeats)]
+        rows.append(row(f"{folder_bytes(at.checkpoint) / MB:,.0f} MB of weights", runs, ""))
+        for field, values in peaks.items():
+            values.append(max(getattr(r, field) or 0 for r in runs))
+    growth = {
+        field: (values[1] / values[0] - 1) * 100 if values[0] else float("nan")
+        for field, values in peaks.items()
+    }
+    return (
+        f"{table(HEADER, rows)}\n\nPeak resident memory grows by {growth['peak_rss']:+.1f} %, "
+        f"without mapped files by {growth['peak_private']:+.1f} %."
+    )
+
+
+def folder_bytes(checkpoint: Path) -> int:
+    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument(
+        "--converter-python",
+        default=sys.executable,
+        help="a Python with torch and transformers (default: this one)",
+    )
+    parser.add_argument("--preset", default="1g", help="checkpoint preset (default: %(default)s)")
+    parser.add_argument(
+        "--large",
+        default="4g",
+        help="preset of the memory comparison, '' for none (default: %(default)s)",
+    )
+    parser.add_argument("--type", action="append", help=f"default: {', '.join(TYPES)}")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--cache", type=Path, default=cache_folder())
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "quantize.md")
+    options = parser.parse_args()
+    where = reference(options.cache)
+    work = options.cache / "quantize"
+    work.mkdir(parents=True, exist_ok=True)
+    checkpoints = options.cache / "checkpoints"
+    small = Setting(
+        cached(options.preset, checkpoints, options.cache),
+        "",
+        options.threads,
+        work,
+        where,
+        options.converter_python,
+    )
+    torch = run(
+        [
+            options.converter_python,
+            "-c",
+            "import torch, transformers; print(torch.__version__, transformers.__version__)",
+        ]
+    )
+    warm(small.checkpoint.iterdir())
+    load = wait_until_quiet(0.1, 300)
+    sections = [
+        f"Checkpoint: preset `{options.preset}` of bench/checkpoint.py, "
+        f"{folder_bytes(small.checkpoint) / MB:,.0f} MB of bf16 weights. "
+        f"{options.threads} threads, {options.repeats} runs of each side in turn; medians, "
+        f"in brackets the range. Ratios are of neighbouring runs. Other programs used "
+        f"{load:.2f} cores when it began. The converter ran with torch and transformers {torch.stdout.strip()}; llama.cpp is that of "
+        f"llama-cpp-python {version('llama-cpp-python')}."
+    ]
+    try:
+        for type in options.type or TYPES:
+            note(type)
+            at = dataclasses.replace(small, type=type)
+            sections += [f"## {type}", compare(at, options.repeats)]
+        if options.large:
+            note("memory")
+            large = dataclasses.replace(
+                small, checkpoint=cached(options.large, checkpoints, options.cache)
+            )
+            warm(large.checkpoint.iterdir())
+            sections += [
+                "## Memory of a checkpoint four times as large",
+                "`--type q4_0`",
+                memory(
+                    dataclasses.replace(small, type="q4_0"),
+                    dataclasses.replace(large, type="q4_0"),
+                    2,
+                ),
+            ]
+    finally:
+        shutil.rmtree(work)
+    print("\n\n".join(sections))
+    write_report(options.report, "Quantizing: one pass against two steps", sections)
+
+
+if __name__ == "__main__":
+    main()
