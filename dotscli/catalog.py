@@ -17,7 +17,7 @@ from dotscli.errors import DotsError
 from dotscli.terminal import Terminal
 
 NANO = "nano"
-REAL_MODEL = "dots quantize PATH/TO/dots.llm1.inst -o dots.gguf && dots chat -m dots.gguf"
+REAL_MODEL = "dots quantize PATH/TO/dots.llm1.inst"
 SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 EDGE_NBYTES = 1 << 16
 
@@ -63,8 +63,7 @@ def resolve(name: str | None, terminal: Terminal) -> Path:
     """
     if name is None:
         terminal.note(
-            "no model was given: this is the built-in nano model, a demonstration. "
-            f"For the real one: {REAL_MODEL}"
+            f"no model given: the built-in nano model answers; for the real one: {REAL_MODEL}"
         )
         return nano_model(terminal)
     path = Path(name).expanduser()

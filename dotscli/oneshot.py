@@ -126,6 +126,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                     n_ctx=engine.n_ctx,
                     seed=sampling.seed,
                     finish_reason=answer.finish_reason,
+                    width=terminal.width if terminal.stderr_is_tty else 0,
                 )
             )
         if answer.finish_reason == "context":

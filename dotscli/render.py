@@ -56,8 +56,13 @@ def answer_json(
     }
 
 
-def stats_line(stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "stop") -> str:
-    """One line of figures: `312 tok · 4.1 tok/s · prefill 154 tok @ 38 tok/s (1,050 reused) ...`"""
+def stats_line(
+    stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "stop", width: int = 0
+) -> str:
+    """One line of figures: `312 tok · 4.1 tok/s · prefill 154 tok @ 38 tok/s (1,050 reused) ...`
+
+    Where `width` columns are not enough, what matters least is left out; 0 is as wide as it takes.
+    """
     reasons = {"length": "length limit", "context": "context full", "interrupted": "stopped"}
     why = f" ({reasons[finish_reason]})" if finish_reason in reasons else ""
     parts = [f"{stats.completion_tokens:,} tok{why}"]
@@ -74,6 +79,9 @@ def stats_line(stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "sto
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
     parts.append(f"ctx {short(stats.prompt_tokens + stats.completion_tokens)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
+    for least in ("TTFT", "ctx", "prefill"):
+        if 0 < width <= len(" · ".join(parts)):
+            parts = [part for part in parts if not part.startswith(least)]
     return " · ".join(parts)
 
 

@@ -246,6 +246,7 @@ class Loop:
                     n_ctx=engine.n_ctx,
                     seed=self.conversation.last_seed,
                     finish_reason=answer.finish_reason,
+                    width=terminal.width if terminal.stderr_is_tty else 0,
                 )
             )
 

@@ -296,7 +296,7 @@ def test_without_a_model_the_nano_model_is_made_once(
     first = dots(*words, environ=places)
     assert first.exit_status == 0
     assert first.stderr.count("\n") == 1
-    assert "the built-in nano model" in first.stderr
+    assert "the built-in nano model answers" in first.stderr
     assert "dots quantize PATH/TO/dots.llm1.inst" in first.stderr
     (made,) = (tmp_path / "dots").iterdir()
     assert made.name.startswith("nano-q4-")

@@ -47,6 +47,14 @@ def test_the_line_of_figures() -> None:
     )
 
 
+def test_a_narrow_terminal_gets_fewer_figures() -> None:
+    for width in (100, 60, 40):
+        line = stats_line(STATS, n_ctx=8192, seed=42, width=width)
+        assert len(line) < width
+        assert line.startswith("312 tok · 4.1 tok/s")
+        assert line.endswith("seed 42")
+
+
 def test_the_line_of_figures_of_nothing() -> None:
     assert stats_line(Stats(), n_ctx=512, seed=0) == "0 tok · prefill 0 tok · ctx 0/512 · seed 0"
 
