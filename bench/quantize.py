@@ -238,7 +238,8 @@ def main() -> None:
         f"{folder_bytes(small.checkpoint) / MB:,.0f} MB of bf16 weights. "
         f"{options.threads} threads, {options.repeats} runs of each side in turn; medians, "
         f"in brackets the range. Ratios are of neighbouring runs. Other programs used "
-        f"{load:.2f} cores when it began. The converter ran with torch and transformers {torch.stdout.strip()}; llama.cpp is that of "
+        f"{load:.2f} cores when it began. The converter "
+        f"ran with torch and transformers {torch.stdout.strip()}; llama.cpp is that of "
         f"llama-cpp-python {version('llama-cpp-python')}."
     ]
     try:
