@@ -196,6 +196,10 @@ def _groups(values: Values, n_experts: int) -> tuple[int, int]:
     used = values.integer("topk_group", 1, groups) if values.has("topk_group") else 1
     if groups > 1 and not values.has("topk_group"):
         raise DotsError(f"{values.origin}: the key topk_group is missing, n_group is {groups}")
+    size = n_experts // groups
+    # A group is judged by its two best experts, and those of the groups kept must suffice.
+    if groups > 1 and (size < 2 or used * size < values.integer("num_experts_per_tok", 1, 1 << 20)):
+        raise values.wrong("n_group", "groups of two experts or more, enough for one token")
     return groups, used
 
 
