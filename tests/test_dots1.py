@@ -143,8 +143,10 @@ def test_groups_and_head_width_are_taken_from_the_config() -> None:
     assert shapes["blk.0.attn_q_norm.weight"] == (32,)
 
 
-@pytest.mark.parametrize("groups", [{"n_group": 8, "topk_group": 8}, {"n_group": 4, "topk_group": 1},
-                                    {"n_group": 4}])  # fmt: skip
+@pytest.mark.parametrize(
+    "groups",
+    [{"n_group": 8, "topk_group": 8}, {"n_group": 4, "topk_group": 1}, {"n_group": 4}],
+)
 def test_groups_that_can_not_route_are_refused(groups: dict[str, int]) -> None:
     with pytest.raises(DotsError, match="group"):
         read(**groups)
