@@ -63,7 +63,7 @@ def resolve(name: str | None, terminal: Terminal) -> Path:
     """
     if name is None:
         terminal.note(
-            f"no model given: the built-in nano model answers; for the real one: {REAL_MODEL}"
+            f"no model given: the built-in nano model answers; the real one: {REAL_MODEL}"
         )
         return nano_model(terminal)
     path = Path(name).expanduser()

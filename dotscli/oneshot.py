@@ -108,6 +108,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
             answer.read(with_prefill(terminal, start), write)
         except KeyboardInterrupt:
             status = ExitStatus.INTERRUPTED
+            terminal.interrupted()
             answer.stats = engine.stats
         if request.json:
             terminal.json(
@@ -116,7 +117,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                     load_s=engine.load_s,
                 )
             )  # fmt: skip
-        elif answer.text or status is ExitStatus.OK:
+        else:
             terminal.end_line()
         show = request.answer.stats
         if show if show is not None else terminal.stderr_is_tty:

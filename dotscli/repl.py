@@ -127,6 +127,15 @@ def _session(terminal: Terminal, toolbar: Callable[[], str]) -> PromptSession[st
     def new_line(event: KeyPressEvent) -> None:
         event.current_buffer.insert_text("\n")
 
+    @keys.add("c-c")
+    def give_up(event: KeyPressEvent) -> None:
+        buffer = event.current_buffer
+        if buffer.text:
+            buffer.append_to_history()  # the up arrow brings it back
+            event.app.exit(result="")
+        else:
+            event.app.exit(exception=KeyboardInterrupt, style="class:aborting")
+
     colour = terminal.colour(True)
     return PromptSession(
         PROMPT,
@@ -227,6 +236,7 @@ class Loop:
             answer.read(with_prefill(terminal, start), terminal.write)
         except KeyboardInterrupt:
             answer.stats = self.conversation.engine.stats
+            terminal.interrupted()
             terminal.end_line()
             terminal.note(
                 "stopped; the answer stays as far as it came"
@@ -238,7 +248,7 @@ class Loop:
         terminal.end_line()
         if answer.finish_reason == "context":
             terminal.warn("the context is full: /drop forgets the oldest turn, /clear all of them")
-        if self.stats:
+        if self.stats and (answer.text or answer.finish_reason != "interrupted"):
             engine = self.conversation.engine
             terminal.note(
                 stats_line(

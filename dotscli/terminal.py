@@ -115,6 +115,11 @@ class Terminal:
         if not self._at_line_start:
             self.write("\n")
 
+    def interrupted(self) -> None:
+        """Ctrl-C was pressed: the terminal has shown it as ^C, so the line isn't empty."""
+        if self.stdin_is_tty and self.stdout_is_tty:
+            self._at_line_start = False
+
     def json(self, value: object) -> None:
         """One JSON document."""
         text = json.dumps(value, ensure_ascii=False, indent=2 if self.stdout_is_tty else None)

@@ -305,6 +305,13 @@ def test_ctrl_c_stops_an_answer_then_hints_then_leaves(tiny_gguf: Path, tmp_path
         screen.type("\x03")
         screen.wait_for("Ctrl-C again, Ctrl-D or /exit leaves")
         screen.wait_for(">>>")
+        screen.type("half a line")
+        screen.wait_for("half a line")
+        screen.type("\x03")
+        screen.wait_for(">>>")
+        screen.type("\x03")
+        screen.wait_for("Ctrl-C again, Ctrl-D or /exit leaves")
+        screen.wait_for(">>>")
         screen.type("\x03")
         assert screen.wait() == 130
 
