@@ -338,6 +338,14 @@ def test_a_closed_iterator_leaves_a_usable_cache(engine: Engine) -> None:
     assert ids(run(engine)) == expected
 
 
+def test_the_next_answer_ends_the_one_before(engine: Engine) -> None:
+    expected = ids(run(engine))
+    first = engine.generate([1, 2, 3], GREEDY)
+    next(first)
+    assert ids(run(engine)) == expected
+    assert list(first) == []
+
+
 def test_an_answer_nobody_asked_for_costs_nothing(engine: Engine) -> None:
     engine.generate([1, 2], GREEDY)
     assert ids(run(engine))
@@ -538,10 +546,20 @@ def test_progress_goes_from_nothing_to_all(model: Path) -> None:
 
 def test_a_model_that_is_closed_says_so(model: Path) -> None:
     engine = load(model, n_ctx=256)
+    answer = engine.generate([1], GREEDY)
+    next(answer)
     engine.close()
     engine.close()
-    with pytest.raises(DotsError, match="closed"):
-        engine.generate([1], GREEDY)
+    assert list(answer) == []
+    for use in (
+        lambda: engine.generate([1], GREEDY),
+        lambda: engine.logits([1]),
+        lambda: engine.tokenize("a", parse_special=False),
+        lambda: engine.detokenize([1]),
+        engine.forget,
+    ):
+        with pytest.raises(DotsError, match="closed"):
+            use()
 
 
 def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ nothing of messages, templates or terminals.
 from __future__ import annotations
 
 from dotscli.engine.cpu import caveats
-from dotscli.engine.devices import Device, devices
+from dotscli.engine.devices import Device, devices, has_rpc
 from dotscli.engine.grammar import json_schema_grammar
 from dotscli.engine.lib import versions
 from dotscli.engine.model import Engine
@@ -19,6 +19,7 @@ __all__ = [
     "EngineOptions",
     "caveats",
     "devices",
+    "has_rpc",
     "json_schema_grammar",
     "versions",
 ]

@@ -49,6 +49,15 @@ def buffer_types() -> dict[str, int]:
     return {name(address).decode(): address for address in found if address}
 
 
+def has_rpc() -> bool:
+    """Whether this build can use the devices of other machines."""
+    return bool(_rpc_registry())
+
+
+def _rpc_registry() -> Any:
+    return ggml("ggml_backend_reg_by_name", POINTER, ctypes.c_char_p)(b"RPC")
+
+
 def add_rpc(endpoints: Sequence[str]) -> None:
     """Makes the devices of the workers at HOST:PORT known to this process.
 
@@ -59,7 +68,7 @@ def add_rpc(endpoints: Sequence[str]) -> None:
         if endpoint in _added:
             continue
         _check_reachable(endpoint)
-        registry = ggml("ggml_backend_reg_by_name", POINTER, ctypes.c_char_p)(b"RPC")
+        registry = _rpc_registry()
         if not registry:
             raise DotsError("this build of llama.cpp has no RPC backend", hint=RPC_HINT)
         find = ggml("ggml_backend_reg_get_proc_address", POINTER, POINTER, ctypes.c_char_p)

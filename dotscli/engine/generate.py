@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -59,7 +59,7 @@ class Answer:
             ttft_s=self._ttft_s,
         )
 
-    def pieces(self, on_prefill: Callable[[int, int], None] | None) -> Iterator[Piece]:
+    def pieces(self, on_prefill: Callable[[int, int], None] | None) -> Generator[Piece, None, None]:
         """The answer as it comes; the closing piece has the reason and the stats."""
         try:
             started = perf_counter()

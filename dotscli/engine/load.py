@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dotscli.engine.cpu import may_crash_with_amx
-from dotscli.engine.devices import add_rpc, devices, has_gpu
+from dotscli.engine.devices import Device, add_rpc, devices, has_gpu
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
 from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
 from dotscli.engine.placement import override_array
-from dotscli.engine.sizing import bytes_per_token, context_size, free_memory
+from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size, free_memory
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
@@ -120,12 +120,13 @@ def _model(
 
 def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> int:
     trained = _number(gguf.metadata, "context_length")
+    sizes = sizes_of(gguf)
+    cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
     if options.n_ctx:
         if options.n_ctx > trained:
             warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
+        check_cache_fits(options.n_ctx, cost, _cache_memory())
         return options.n_ctx
-    sizes = sizes_of(gguf)
-    cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
     return context_size(trained, cost, _free_bytes(gguf, options))
 
 
@@ -144,10 +145,22 @@ def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
 
 def _free_bytes(gguf: GgufFile, options: EngineOptions) -> int:
     """Free bytes where the cache will live: on the GPUs once layers do, else in main memory."""
-    gpus = [device for device in devices() if device.type == "GPU"]
-    if gpus and options.n_gpu_layers != 0:
-        return sum(device.free_bytes for device in gpus)  # the weights are already there
+    if _gpus() and options.n_gpu_layers != 0:
+        return _gpu_memory()  # the weights are already there
     return free_memory(sum(tensor.nbytes for tensor in gguf.tensors))
+
+
+def _cache_memory() -> int:
+    """Bytes a cache could take at the very most, wherever its layers lie."""
+    return free_memory(0) + _gpu_memory()
+
+
+def _gpus() -> list[Device]:
+    return [device for device in devices() if device.type == "GPU"]
+
+
+def _gpu_memory() -> int:
+    return sum(device.free_bytes for device in _gpus())
 
 
 def _context(path: Path, model: Any, n_ctx: int, options: EngineOptions) -> Any:

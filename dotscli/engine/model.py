@@ -9,7 +9,7 @@ interrupt at any moment leaves nothing to repair.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -55,6 +55,7 @@ class Engine:
         self._loaded = loaded
         self._decoder = Decoder(loaded.context, self.n_vocab)
         self._answer: Answer | None = None
+        self._pieces: Generator[Piece, None, None] | None = None
 
     @classmethod
     def load(
@@ -92,11 +93,13 @@ class Engine:
         return cls(path, loaded, metadata, time.perf_counter() - started)
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
-        """Token ids of a text; names of control tokens become these tokens if `parse_special`."""
+        """Token ids of a text in NFC; with `parse_special` names of control tokens are tokens."""
+        self._check_open()
         return self.vocabulary.tokenize(text, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """Bytes of tokens; control tokens leave nothing unless `special` asks for their names."""
+        self._check_open()
         self._check_ids(tokens)
         return b"".join(self.vocabulary.piece(token, special=special) for token in tokens)
 
@@ -111,8 +114,8 @@ class Engine:
     ) -> Iterator[Piece]:
         """Continues a prompt; the last piece has the reason for the end and the figures.
 
-        Closing the iterator ends the answer. A KeyboardInterrupt goes through it; either way the
-        next call takes up what is in the cache.
+        Closing the iterator ends the answer, and so does the next call. A KeyboardInterrupt goes
+        through it; either way the next call takes up what is in the cache.
 
         Args:
             tokens: the whole prompt, at least one token and fewer than `n_ctx`.
@@ -135,8 +138,10 @@ class Engine:
             sampling.with_seed(),
             lambda: vocabulary.markup,
         )
+        self._end_answer()
         self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text)
-        return self._answer.pieces(on_prefill)
+        self._pieces = self._answer.pieces(on_prefill)
+        return self._pieces
 
     @property
     def stats(self) -> Stats:
@@ -145,15 +150,19 @@ class Engine:
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after each of the tokens, evaluated from an empty cache: float32 (n, n_vocab)."""
+        self._end_answer()
         self._check_prompt(list(tokens))
         return self._decoder.logits(tokens)
 
     def forget(self) -> None:
         """Empties the cache: the next prompt is evaluated from its first token."""
+        self._check_open()
+        self._end_answer()
         self._decoder.keep(0)
 
     def close(self) -> None:
         """Frees model and context; harmless when done twice."""
+        self._end_answer()
         log().listener = None
         self._loaded.free()
 
@@ -173,9 +182,18 @@ class Engine:
         token = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
         return self.vocabulary.text(int(token)) if token is not None else ""
 
-    def _check_prompt(self, tokens: Sequence[int]) -> None:
+    def _end_answer(self) -> None:
+        """Ends an answer that is still open: it must not go on in another one's cache."""
+        if self._pieces is not None:
+            self._pieces.close()
+            self._pieces = None
+
+    def _check_open(self) -> None:
         if not self._loaded.context:
             raise DotsError(f"{self.path}: the model was closed")
+
+    def _check_prompt(self, tokens: Sequence[int]) -> None:
+        self._check_open()
         if not tokens:
             raise DotsError("the prompt is empty", hint="give at least one character")
         self._check_ids(tokens)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dotscli.engine.options import EngineOptions, cache_bytes
+from dotscli.errors import DotsError
 
+GIB = 1 << 30
 SHORTEST, LONGEST = 4096, 32768
 CACHE_SHARE = 0.25  # the rest stays for weights, compute buffers and everybody else
 
@@ -23,6 +25,23 @@ def context_size(n_ctx_train: int, token_bytes: int, free_bytes: int) -> int:
     """
     fits = int(free_bytes * CACHE_SHARE) // max(1, token_bytes) // 256 * 256
     return min(n_ctx_train, LONGEST, max(SHORTEST, fits))
+
+
+def check_cache_fits(n_ctx: int, token_bytes: int, free_bytes: int) -> None:
+    """Refuses a context whose cache alone is more than the memory there is.
+
+    The system would grant it and then kill the process when the cache is cleared.
+
+    Raises:
+        DotsError: with both sizes.
+    """
+    wanted = n_ctx * token_bytes
+    if wanted > free_bytes:
+        raise DotsError(
+            f"a context of {n_ctx} tokens takes {wanted / GIB:.1f} GiB of cache, "
+            f"{free_bytes / GIB:.1f} GiB are free",
+            hint="use a smaller --ctx-size, or --cache-type-k q8_0 --cache-type-v q8_0",
+        )
 
 
 def free_memory(weight_bytes: int) -> int:
