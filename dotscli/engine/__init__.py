@@ -7,11 +7,12 @@ nothing of messages, templates or terminals.
 from __future__ import annotations
 
 from dotscli.engine.cpu import caveats
-from dotscli.engine.devices import Device, devices, has_rpc
+from dotscli.engine.devices import Device, devices
 from dotscli.engine.grammar import json_schema_grammar
 from dotscli.engine.lib import versions
 from dotscli.engine.model import Engine
 from dotscli.engine.options import EngineOptions
+from dotscli.engine.rpc import has_rpc
 
 __all__ = [
     "Device",

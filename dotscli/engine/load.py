@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from dotscli.engine.cpu import may_crash_with_amx
-from dotscli.engine.devices import Device, add_rpc, devices, has_gpu
+from dotscli.engine.devices import Device, devices, has_gpu
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
 from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
 from dotscli.engine.placement import override_array
+from dotscli.engine.rpc import add_rpc
 from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size, free_memory
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
