@@ -223,9 +223,10 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         return error.exit_status
     except USAGE_ERROR as error:
         context = getattr(error, "ctx", None)
-        terminal.error(
-            error.format_message(), f"{context.command_path} --help" if context else "dots --help"
-        )
+        hint = f"{context.command_path} --help" if context else "dots --help"
+        if "unexpected extra argument" in error.format_message():
+            hint = "put a text of several words in quotes"
+        terminal.error(error.format_message(), hint)
         return int(ExitStatus.USAGE)
     except TerminatedError:
         terminal.note("terminated")

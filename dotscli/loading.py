@@ -78,8 +78,10 @@ def open_engine(terminal: Terminal, path: Path, options: EngineOptions) -> Engin
     """
     from dotscli.engine import Engine
 
+    if options.verbose:  # its log is progress enough
+        return Engine.load(path, options, on_log=terminal.note)
     with terminal.progress(f"loading {path.name}", 1.0) as progress:
-        return Engine.load(path, options, on_progress=progress.update, on_log=terminal.note)
+        return Engine.load(path, options, on_progress=progress.update, on_log=terminal.warn)
 
 
 def sampling_for(

@@ -104,11 +104,29 @@ class Terminal:
     # -- stdout: the answer -------------------------------------------------------------------
 
     def write(self, text: str) -> None:
-        """A part of the answer, at once; byte for byte into a pipe, inert on a terminal."""
+        """A part of the answer, at once; byte for byte into a pipe, inert on a terminal.
+
+        Raises:
+            BrokenPipeError: nobody reads it any more.
+            DotsError: it can't be written, e.g. because the disk is full.
+        """
         if text:
             self._at_line_start = text.endswith("\n")
-            self.stdout.write(printable(text) if self.stdout_is_tty else text)
+            self._put(printable(text) if self.stdout_is_tty else text)
+
+    def _put(self, text: str) -> None:
+        try:
+            self.stdout.write(text)
             self.stdout.flush()
+        except OSError as error:
+            # What is still buffered would fail again when Python closes the stream.
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, self.stdout.fileno())
+            os.close(null)
+            if isinstance(error, BrokenPipeError):
+                raise
+            reason = error.strerror or str(error)
+            raise DotsError(f"the output can't be written: {reason}") from error
 
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
@@ -143,8 +161,7 @@ class Terminal:
                 cells.append(space + cell if title in right else cell + space)
             line = "  ".join(cells).rstrip()
             if n == 0 and self.colour(self.stdout_is_tty):
-                line = f"\x1b[1m{line}\x1b[0m"
-                self.stdout.write(line + "\n")
+                self._put(f"\x1b[1m{line}\x1b[0m\n")
             else:
                 self.write(line + "\n")
 

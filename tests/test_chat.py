@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import re
 import stat
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dotscli.chat import Conversation, Message, encode
+from dotscli.editor import joined
 from dotscli.engine import Engine, EngineOptions
 from dotscli.errors import DotsError
 from dotscli.models.template import DOTS1_TEMPLATE, render
-from dotscli.repl import joined
 from dotscli.sampling import Sampling
 from dotscli.slash import COMMANDS, Command, execute, parse
 from tests.transcript import dots, dots_process, on_a_terminal
@@ -314,6 +315,19 @@ def test_ctrl_c_stops_an_answer_then_hints_then_leaves(tiny_gguf: Path, tmp_path
         screen.wait_for(">>>")
         screen.type("\x03")
         assert screen.wait() == 130
+
+
+def test_a_terminal_is_left_as_it_was_found(tiny_gguf: Path, tmp_path: Path) -> None:
+    with on_a_terminal("chat", "-m", tiny_gguf, XDG_STATE_HOME=str(tmp_path)) as screen:
+        before = termios.tcgetattr(screen.master)
+        screen.wait_for(">>>")
+        screen.type("half a line")
+        screen.wait_for("half a line")
+        assert termios.tcgetattr(screen.master)[3] != before[3]
+        screen.process.terminate()
+        assert screen.wait() == 143
+        assert termios.tcgetattr(screen.master)[:4] == before[:4]
+        assert "Traceback" not in screen.seen
 
 
 def test_a_dumb_terminal_gets_plain_lines(tiny_gguf: Path) -> None:

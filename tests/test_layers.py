@@ -20,7 +20,7 @@ DOORS = {
     "click": ("dotscli/cli.py", "dotscli/options.py"),
     "rich": ("dotscli/terminal.py", "dotscli/render.py"),
     "jinja2": ("models/sandbox.py",),
-    "prompt_toolkit": ("dotscli/repl.py",),
+    "prompt_toolkit": ("dotscli/editor.py",),
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "torch", "transformers")
 

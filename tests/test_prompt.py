@@ -152,6 +152,7 @@ def make_terminal(stdin: str) -> Terminal:
         (("hi", "-j", "{}", "--grammar", "x"), "error: --json-schema and --grammar exclude"),
         (("hi", "--no-template", "-s", "x"), "error: --no-template and --system exclude"),
         (("hi", "--color", "red"), "error: --color is 'red'"),
+        (("What", "is", "dots?"), "error: Got unexpected extra arg"),
         (("hi", "--nonsense"), "error: No such option: --nonsense"),
     ],
 )
@@ -251,7 +252,8 @@ def test_closed_streams_do_no_harm(tiny_gguf: Path) -> None:
     for redirection in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
         done = subprocess.run(
             ["/bin/sh", "-c", f"{line} {redirection}"],
-            env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False,
+            env=environment(), stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
+            check=False,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         assert done.stderr == b""
@@ -313,6 +315,63 @@ def test_an_interrupt_while_waiting_for_stdin(tiny_gguf: Path) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert b"Traceback" not in err
+
+
+def test_an_interrupt_while_the_prompt_is_read(tiny_gguf: Path) -> None:
+    process = subprocess.Popen(
+        command("prompt", "-m", tiny_gguf, "-c", "16384", "-b", "1"),
+        env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdin is not None
+    assert process.stderr is not None
+    process.stdin.write(b"hello and the world " * 2500)
+    process.stdin.close()
+    while not (line := process.stderr.readline()).startswith(b"reading the prompt"):
+        assert line
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+    assert process.stdout is not None
+    assert process.stdout.read() == b""
+    assert b"Traceback" not in process.stderr.read()
+
+
+def test_a_full_disk_under_the_answer_is_said(tiny_gguf: Path) -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            command("prompt", "-m", tiny_gguf, "hi", "-n", "3", "-q"),
+            env=environment(), stdin=subprocess.DEVNULL, stdout=full, stderr=subprocess.PIPE,
+            timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr == b"error: the output can't be written: No space left on device\n"
+
+
+TRICKY = "a[i] [/] [bold \t" + "x" * 300 + "漢字😀\x1b[2J\x1b]0;t\x07\u009b2J\u202eabc\r\n"
+
+
+def tricky_grammar() -> str:
+    """A grammar whose only text is TRICKY."""
+    escaped = "".join(
+        char if char.isascii() and char.isprintable() and char not in '"\\'
+        else f"\\U{ord(char):08x}"
+        for char in TRICKY
+    )  # fmt: skip
+    return f'root ::= "{escaped}"'
+
+
+def test_any_text_comes_through_a_pipe_byte_for_byte(tiny_gguf: Path) -> None:
+    done = dots_process("prompt", "-m", tiny_gguf, "hi", "--grammar", tricky_grammar())
+    assert done.stdout.decode("utf-8") == TRICKY
+
+
+def test_no_text_moves_a_terminal(tiny_gguf: Path) -> None:
+    words = ("prompt", "-m", tiny_gguf, "hi", "--no-stats", "--grammar", tricky_grammar())
+    with on_a_terminal(*words, NO_COLOR="1", columns=400) as screen:
+        assert screen.wait() == 0
+        assert "\x1b" not in screen.seen
+        assert "\x9b" not in screen.seen
+        assert "\u202e" not in screen.seen
+        assert "漢字😀␛[2J␛]0;t␇�2Jabc" in screen.seen
 
 
 def test_interrupted_json_is_still_json(tiny_gguf: Path) -> None:
