@@ -133,7 +133,7 @@ class Conversation:
                 f"the conversation would have {len(tokens):,} tokens and the context holds "
                 f"{n_ctx:,}, the answer included",
                 hint="/drop forgets the oldest turn, /clear all of them; "
-                f"`dots chat -c {-(-len(tokens) // 1024 + 1) * 1024}` makes room for more",
+                f"`dots chat -c {(len(tokens) // 1024 + 2) * 1024}` makes room for more",
             )
         sampling = self.sampling.with_seed()
         pieces = self.engine.generate(

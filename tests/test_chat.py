@@ -96,7 +96,9 @@ def test_the_context_is_never_overrun_in_silence(conversation: Conversation) -> 
         for _ in range(9):
             list(conversation.send(long))
     assert "/drop" in e.value.hint
-    assert "dots chat -c" in e.value.hint
+    needed, advised = (int(re.findall(r"[\d]+", text)[0]) for text in (str(e.value), e.value.hint))
+    assert f"`dots chat -c {advised}`" in e.value.hint
+    assert advised > needed + 512
     turns = len(conversation.turns)
     assert turns % 2 == 0
     assert conversation.drop()

@@ -324,7 +324,7 @@ def test_an_interrupt_while_the_prompt_is_read(tiny_gguf: Path) -> None:
     )  # fmt: skip
     assert process.stdin is not None
     assert process.stderr is not None
-    process.stdin.write(b"hello and the world " * 2500)
+    process.stdin.write(b"hello and the world " * 1600)
     process.stdin.close()
     while not (line := process.stderr.readline()).startswith(b"reading the prompt"):
         assert line
