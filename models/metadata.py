@@ -12,10 +12,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from dotscli.errors import DotsError
 from dotscli.models.chat_template import chat_template
 from dotscli.models.dots1 import Dots1
-from dotscli.models.json_file import read_object
+from dotscli.models.json_file import Values, read_object
 from dotscli.models.model_card import base_model, front_matter, title
 from dotscli.models.vocab import Vocab
 
@@ -113,18 +112,12 @@ def _first(card: Mapping[str, tuple[str, ...]], *fields: str) -> str:
 def _sampling(folder: Path) -> Iterable[KeyValue]:
     path = folder / "generation_config.json"
     config = read_object(path, max_nbytes=1 << 20) if path.exists() else {}
+    values = Values(config, str(path))
     for field, key, kind in _SAMPLING:
-        value = config.get(field)
-        if value is None:
-            continue
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not (0 <= value <= 1e6)
-        ):
-            raise DotsError(f"{path}: {field} is {value!r}, expected a number from 0 to 1e6")
-        number = int(value) if kind == "i32" else float(value)
-        yield KeyValue(f"general.sampling.{key}", kind, number)
+        if values.has(field):
+            number = values.number(field, -1, 1e6)  # -1 is how some write "off"
+            value = int(number) if kind == "i32" else number
+            yield KeyValue(f"general.sampling.{key}", kind, value)
 
 
 def _dots1(model: Dots1) -> Iterable[KeyValue]:

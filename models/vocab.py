@@ -71,7 +71,10 @@ class Vocab:
         ids = {text: i for i, text in enumerate(tokens)}
         config_path = folder / "tokenizer_config.json"
         config = read_object(config_path) if config_path.exists() else {}
-        warnings = _disagreements(Values(config, str(config_path)), tokens)
+        warnings = (
+            *_disagreements(Values(config, str(config_path)), tokens),
+            *_post_processing(values),
+        )
         eos_id, eot_id = _ends(model, ids, config, folder)
         text_end = ids.get(TEXT_END)
         return cls(
@@ -232,6 +235,18 @@ def _disagreements(config: Values, tokens: tuple[str, ...]) -> tuple[str, ...]:
                 "tokenizer.json is taken"
             )
     return tuple(warnings)
+
+
+def _post_processing(tokenizer: Values) -> tuple[str, ...]:
+    """A post-processor that adds tokens has no counterpart: dots.llm1 adds none."""
+    post = tokenizer.values.get("post_processor")
+    kind = post.get("type") if isinstance(post, dict) else post
+    if kind in ("ByteLevel", None):
+        return ()
+    return (
+        f"{tokenizer.origin}: the post_processor {shown(kind)} is not carried over: the GGUF "
+        "says that no tokens are added around a text",
+    )
 
 
 def _ends(

@@ -56,6 +56,7 @@ def quantize(
             max_memory=DEFAULT_MAX_MEMORY if max_memory is None else max_memory,
             force=force,
             importance=importance,
+            inputs=() if imatrix is None else (imatrix,),
             warnings=warnings,
         )
     finally:

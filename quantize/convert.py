@@ -98,6 +98,7 @@ def convert(
     max_memory: int = DEFAULT_MAX_MEMORY,
     force: bool = False,
     importance: Importance | None = None,
+    inputs: Sequence[Path] = (),
     warnings: tuple[str, ...] = (),
 ) -> Iterator[Event]:
     """Write the file that the plan describes.
@@ -109,6 +110,7 @@ def convert(
         max_memory: bytes that the process may hold; the work is cut accordingly.
         force: replace an existing file.
         importance: weights of columns per tensor name; tensors without are quantized plainly.
+        inputs: files that must not be the output, beside those of the checkpoint.
         warnings: handed on in Started.
 
     Yields:
@@ -121,7 +123,8 @@ def convert(
     weights = job_weights(plan, threads, max_memory)
     header = gguf_header(keys, plan.tensors)
     nbytes = len(header) + plan.data_nbytes
-    inputs = [*shards.paths, *shards.folder.glob("*.json")]
+    own = (path for path in shards.folder.iterdir() if path.suffix not in (".gguf", ".part"))
+    inputs = [*shards.paths, *own, *inputs]
     work = _Work(plan, shards, importance, len(header), weights)
     source_nbytes = sum(job.nbytes for job in jobs(plan, shards, weights))
     with PartFile(out, nbytes, inputs=inputs, force=force) as part:

@@ -59,7 +59,7 @@ def job_weights(plan: Plan, threads: int, max_memory: int) -> int:
         needed = BASE_NBYTES + threads * _JOB_NBYTES_PER_WEIGHT * longest
         raise DotsError(
             f"{max_memory / 1e6:.0f} MB are too little memory for {threads} threads",
-            hint=f"--max-memory of {needed / 1e6:.0f} MB or more, or fewer --threads",
+            hint=f"--max-memory {needed // 1_000_000 + 1}M, or fewer --threads",
         )
     return min(JOB_WEIGHTS, weights)
 

@@ -185,6 +185,14 @@ def test_malformed_matrix_is_refused(
     assert not (tmp_path / "o.gguf").exists()
 
 
+def test_the_matrix_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    imatrix = write(tmp_path / "i.gguf", measurements(checkpoint))
+    before = imatrix.read_bytes()
+    with pytest.raises(DotsError, match="is an input"):
+        make(checkpoint, imatrix, "q4_0", imatrix=imatrix, force=True)
+    assert imatrix.read_bytes() == before
+
+
 def test_other_files_are_no_importance_matrix(checkpoint: Path, tmp_path: Path) -> None:
     model = write(tmp_path / "m.gguf", measurements(checkpoint), kind="model")
     with pytest.raises(DotsError, match=r"general\.type is 'model'"):

@@ -121,7 +121,7 @@ def test_model_card_of_any_kind_stops_nothing(text: str, tmp_path: Path) -> None
 def test_absurd_sampling_is_refused(tmp_path: Path) -> None:
     tiny.write_checkpoint(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"temperature": "hot"}')
-    with pytest.raises(DotsError, match=r"generation_config\.json: temperature is 'hot'"):
+    with pytest.raises(DotsError, match=r"generation_config\.json: temperature is .hot"):
         read(tmp_path)
 
 

@@ -271,7 +271,15 @@ def test_the_input_is_never_written(tmp_path: Path) -> None:
     shard = next(folder.glob("*.safetensors"))
     (tmp_path / "alias.gguf").symlink_to(shard)
     (tmp_path / "alias2.gguf.part").symlink_to(shard)
-    for out in (shard, folder / "config.json", tmp_path / "alias.gguf", tmp_path / "alias2.gguf"):
+    (folder / "README.md").write_text("precious")
+    before[folder / "README.md"] = (b"precious", (folder / "README.md").stat().st_mtime_ns)
+    for out in (
+        shard,
+        folder / "config.json",
+        folder / "README.md",
+        tmp_path / "alias.gguf",
+        tmp_path / "alias2.gguf",
+    ):
         with pytest.raises(DotsError, match="is an input"):
             make(folder, out, "q4_0", force=True)
     make(folder, folder / "o.gguf", "q4_0")

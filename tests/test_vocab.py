@@ -101,6 +101,11 @@ def test_added_tokens_by_their_look(tmp_path: Path) -> None:
     assert vocab.token_types[300:302] == (CONTROL, USER_DEFINED)
 
 
+def test_tokens_added_around_a_text_are_warned_of(tmp_path: Path) -> None:
+    vocab = load(tmp_path, _set("post_processor", value={"type": "TemplateProcessing"}))
+    assert "TemplateProcessing" in vocab.warnings[0]
+
+
 def test_padding_never_repeats_a_token(tmp_path: Path) -> None:
     def add(tokenizer: Tokenizer) -> None:
         tokenizer["added_tokens"].append({"id": 300, "content": "[PAD290]", "special": True})
