@@ -70,9 +70,10 @@ class Dots1:
     def load(cls, folder: Path) -> Dots1:
         """Read folder/config.json. Raises DotsError with the file, the key and the value."""
         path = folder / "config.json"
-        if folder.is_dir() and not path.exists():
+        if not path.exists():
+            what = "holds no config.json" if folder.is_dir() else "is no checkpoint folder"
             raise DotsError(
-                f"{folder} holds no config.json",
+                f"{folder} {what}",
                 hint="give the folder of a dots.llm1 checkpoint: config.json, tokenizer.json, "
                 "*.safetensors",
             )
