@@ -573,6 +573,21 @@ def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
         run(engine)
 
 
+def test_a_token_whose_embedding_is_damaged_is_noticed_while_decoding(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    shape, kind, data = made.tensors["token_embd.weight"]
+    settings = (GREEDY, Sampling(temp=0.0, grammar="root ::= [a-z]*"))
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        chosen = [ids(run(engine, sampling=sampling))[0] for sampling in settings]
+    rows = np.frombuffer(data, "<f4").reshape(shape[::-1]).copy()
+    rows[chosen] = np.nan
+    made.tensors["token_embd.weight"] = (shape, kind, rows.tobytes())
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        for sampling in settings:
+            with pytest.raises(DotsError, match="NaN"):
+                run(engine, sampling=sampling)
+
+
 @pytest.mark.parametrize(
     "options",
     [

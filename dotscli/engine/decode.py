@@ -19,6 +19,14 @@ if TYPE_CHECKING:
 ABORTED = 2  # llama_decode: stopped by the abort callback
 
 
+def not_numbers() -> DotsError:
+    """What to say about logits that are NaN: sampling would quietly make an answer of them."""
+    return DotsError(
+        "the model computes no numbers (NaN), its weights are damaged",
+        hint="fetch or write the file again",
+    )
+
+
 class Decoder:
     """One context and the tokens that its cache holds, in order."""
 
@@ -92,7 +100,7 @@ class Decoder:
             on_progress(total, total)
 
     def check_output(self) -> None:
-        """Looks at the last logits once: damaged weights answer with NaN, which sampling hides.
+        """Looks at all of the last logits; while decoding one of them has to do.
 
         Raises:
             DotsError: one of them is not a number.
@@ -100,10 +108,7 @@ class Decoder:
         pointer = self._api.llama_get_logits_ith(self._context, -1)
         values = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self._n_vocab))[0]
         if math.isnan(sum(memoryview(values).cast("B").cast("f"))):
-            raise DotsError(
-                "the model computes no numbers (NaN), its weights are damaged",
-                hint="fetch or write the file again",
-            )
+            raise not_numbers()
 
     def decode(self, token: int) -> None:
         """Evaluates one token; its logits are there to sample.
@@ -118,6 +123,9 @@ class Decoder:
         status = self._api.llama_decode(self._context, self._batch)
         if status:
             self._fail(status)
+        first = self._api.llama_get_logits_ith(self._context, -1)[0]
+        if first != first:  # NaN in the last layer's output makes all of them so
+            raise not_numbers()
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after each token of a fresh sequence, float32 of shape (n_tokens, n_vocab)."""

@@ -13,11 +13,20 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dotscli.engine.decode import not_numbers
 from dotscli.engine.grammar import check_grammar
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
 from dotscli.errors import DotsError
 from dotscli.sampling import Sampling
+
+
+def nothing_allowed() -> DotsError:
+    """What to say when no token of the vocabulary continues the answer as the grammar wants."""
+    return DotsError(
+        "the grammar allows no token here that the model's vocabulary has",
+        hint="loosen the grammar or the schema",
+    )
 
 
 class Sampler:
@@ -67,6 +76,8 @@ class Sampler:
         token = self._sample_freely()
         if not self._allowed(token):
             token = self._sample_allowed()
+            if not self._allowed(token):
+                raise nothing_allowed()  # llama.cpp would abort on the next line
         self._api.llama_sampler_accept(self._grammar, token)
         self._api.llama_sampler_accept(self._chain, token)
         return token
@@ -85,6 +96,8 @@ class Sampler:
         records["id"] = np.arange(n_vocab, dtype=np.int32)
         logits = self._api.llama_get_logits_ith(self._context, -1)
         records["logit"] = np.ctypeslib.as_array(logits, shape=(n_vocab,))
+        if np.isnan(records["logit"]).any():
+            raise not_numbers()
         records["logit"][self._markup()] = -np.inf
         return records
 
@@ -98,10 +111,7 @@ class Sampler:
         array = self._array(records)
         self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
         if np.isneginf(records["logit"]).all():
-            raise DotsError(
-                "the grammar allows no token here that the model's vocabulary has",
-                hint="loosen the grammar or the schema",
-            )
+            raise nothing_allowed()
         return self._apply_chain(records)
 
     def _apply_chain(self, records: Any) -> int:
