@@ -7,6 +7,7 @@ here), then the model's metadata, then llama.cpp's default.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,9 @@ from dotscli.errors import DotsError, ExitStatus
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
 from dotscli.sampling import Sampling
 from dotscli.stream import Piece
-from dotscli.terminal import Terminal, argument
+from dotscli.terminal import Terminal
+from dotscli.text import argument, printable
+from dotscli.tint import Tint
 
 if TYPE_CHECKING:
     from dotscli.engine import Engine, EngineOptions
@@ -148,6 +151,20 @@ def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
     from dotscli.engine import json_schema_grammar
 
     return json_schema_grammar(schema)
+
+
+@contextmanager
+def answer_writer(terminal: Terminal) -> Iterator[Callable[[str], None]]:
+    """What writes an answer to stdout: as it is, or on a terminal with colours for its Markdown."""
+    if not terminal.colour(terminal.stdout_is_tty):
+        yield terminal.write
+        return
+    tint = Tint()
+    inert = printable if terminal.stdout_is_tty else str
+    try:
+        yield lambda text: terminal.paint(tint.feed(inert(text)))
+    finally:
+        terminal.paint(tint.end())
 
 
 def with_prefill(

@@ -7,6 +7,7 @@ stands next to its answer, and the same files asked about twice begin with the s
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from dotscli.catalog import resolve
 from dotscli.chat import Message, OnPrefill, encode
 from dotscli.errors import ExitStatus
 from dotscli.loading import (
+    answer_writer,
     engine_options,
     grammar_for,
     open_engine,
@@ -27,7 +29,8 @@ from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
 from dotscli.render import Answer, answer_json, stats_line
 from dotscli.stream import Piece
-from dotscli.terminal import Terminal, argument
+from dotscli.terminal import Terminal
+from dotscli.text import argument
 
 STDIN = Path("-")
 
@@ -102,10 +105,12 @@ def prompt(terminal: Terminal, request: Request) -> int:
             )
 
         answer = Answer()
-        write = (lambda text: None) if request.json else terminal.write
         status = ExitStatus.OK
         try:
-            answer.read(with_prefill(terminal, start), write)
+            with (
+                nullcontext(lambda text: None) if request.json else answer_writer(terminal) as write
+            ):
+                answer.read(with_prefill(terminal, start), write)
         except KeyboardInterrupt:
             status = ExitStatus.INTERRUPTED
             terminal.interrupted()

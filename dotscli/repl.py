@@ -7,12 +7,14 @@ What a line means is in `dotscli.slash`, what is said in `dotscli.chat`, how key
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 
 from dotscli.catalog import resolve
 from dotscli.chat import Conversation, OnPrefill
 from dotscli.editor import PromptReader, Reader, reader_for
 from dotscli.errors import DotsError, ExitStatus
 from dotscli.loading import (
+    answer_writer,
     engine_options,
     grammar_for,
     open_engine,
@@ -86,7 +88,8 @@ class Loop:
         answer = Answer()
         terminal = self.terminal
         try:
-            answer.read(with_prefill(terminal, start), terminal.write)
+            with answer_writer(terminal) as write:
+                answer.read(with_prefill(terminal, start), write)
         except KeyboardInterrupt:
             answer.stats = self.conversation.engine.stats
             terminal.interrupted()
@@ -141,6 +144,9 @@ def chat(
         )
         reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
         if isinstance(reader, PromptReader):
-            terminal.note("/help lists the commands, Ctrl-D leaves")
+            name = loaded.metadata.get("general.name", path.stem)
+            terminal.note(f"{name}: /help lists the commands, Ctrl-D leaves")
         stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
-        return Loop(terminal, conversation, reader, stats).run()
+        at_keyboard = isinstance(reader, PromptReader)
+        with terminal.keys_kept() if at_keyboard else nullcontext():
+            return Loop(terminal, conversation, reader, stats).run()

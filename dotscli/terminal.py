@@ -13,34 +13,15 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 from dotscli.errors import DotsError
 from dotscli.progress import NoProgress, Progress
+from dotscli.text import COLOUR, aligned, printable
 
 WAIT_NOTE_S = 2.0  # after this long without an end of stdin, say what is being waited for
-
-# What a terminal would obey is shown as a picture (C0) or as a replacement character (C1);
-# overrides of the writing direction are dropped: they can make a command read as another one.
-_INERT: dict[int, int | None] = {code: 0x2400 + code for code in range(0x20)}
-_INERT |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
-_INERT |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), ord("\r")])
-_INERT |= {0x7F: 0x2421}
-del _INERT[ord("\n")], _INERT[ord("\t")]
-
-
-def printable(text: str) -> str:
-    """Text that a terminal can only print: control sequences become visible and do nothing."""
-    return text.translate(_INERT)
-
-
-def argument(text: str) -> str:
-    """A text from the command line as the UTF-8 it is, also where the locale says otherwise."""
-    try:
-        return os.fsencode(text).decode("utf-8", "replace")
-    except UnicodeEncodeError:
-        return text
 
 
 class Terminal:
@@ -70,6 +51,7 @@ class Terminal:
         self.stdout_is_tty = stdout.isatty()
         self.stderr_is_tty = stderr.isatty()
         self._at_line_start = True
+        self._echoes = True
 
     @classmethod
     def system(cls) -> Terminal:
@@ -114,6 +96,12 @@ class Terminal:
             self._at_line_start = text.endswith("\n")
             self._put(printable(text) if self.stdout_is_tty else text)
 
+    def paint(self, text: str) -> None:
+        """A part of the answer with colours in it; the caller has made the rest printable."""
+        if visible := COLOUR.sub("", text):
+            self._at_line_start = visible.endswith("\n")
+        self._put(text)
+
     def _put(self, text: str) -> None:
         try:
             self.stdout.write(text)
@@ -135,7 +123,7 @@ class Terminal:
 
     def interrupted(self) -> None:
         """Ctrl-C was pressed: the terminal has shown it as ^C, so the line isn't empty."""
-        if self.stdin_is_tty and self.stdout_is_tty:
+        if self._echoes and self.stdin_is_tty and self.stdout_is_tty:
             self._at_line_start = False
 
     def json(self, value: object) -> None:
@@ -153,13 +141,7 @@ class Terminal:
             rows: one text per column.
             right: the columns that are aligned to the right.
         """
-        widths = [max(_cells(cell) for cell in cells) for cells in zip(columns, *rows, strict=True)]
-        for n, row in enumerate([columns, *rows]):
-            cells = []
-            for title, cell, width in zip(columns, row, widths, strict=True):
-                space = " " * (width - _cells(cell))
-                cells.append(space + cell if title in right else cell + space)
-            line = "  ".join(cells).rstrip()
+        for n, line in enumerate(aligned(columns, rows, right)):
             if n == 0 and self.colour(self.stdout_is_tty):
                 self._put(f"\x1b[1m{line}\x1b[0m\n")
             else:
@@ -240,6 +222,30 @@ class Terminal:
             text = line if isinstance(line, str) else self.decode(line, "stdin")
             yield text.removesuffix("\n").removesuffix("\r")
 
+    @contextmanager
+    def keys_kept(self) -> Iterator[None]:
+        """What is typed while nobody reads waits unseen, and Enter stays Enter.
+
+        Otherwise it would be shown in the middle of an answer, and arrive as a newline.
+        """
+        try:
+            import termios
+        except ImportError:  # Windows
+            yield
+            return
+        descriptor = self.stdin.fileno()
+        before = termios.tcgetattr(descriptor)
+        changed = termios.tcgetattr(descriptor)
+        changed[0] &= ~termios.ICRNL
+        changed[3] &= ~(termios.ICANON | termios.ECHO)
+        termios.tcsetattr(descriptor, termios.TCSANOW, changed)
+        self._echoes = False
+        try:
+            yield
+        finally:
+            self._echoes = True
+            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+
     def decode(self, data: bytes, origin: str) -> str:
         """Text from bytes; invalid UTF-8 is replaced, with a warning.
 
@@ -250,7 +256,7 @@ class Terminal:
             raise DotsError(f"{origin} is binary, not text", hint="give a text file in UTF-8")
         text = data.decode("utf-8", "replace").removeprefix("\ufeff")
         if data and b"\xef\xbf\xbd" not in data and (invalid := text.count("\ufffd")):
-            self.warn(f"{origin} is not valid UTF-8: {invalid} characters replaced")
+            self.warn(f"{origin} is not valid UTF-8: {invalid} of its characters replaced")
         return text
 
     def read_file(self, path: Path) -> str:
@@ -264,15 +270,6 @@ class Terminal:
         except OSError as error:
             raise DotsError(f"{path} can't be read: {error.strerror or error}") from error
         return self.decode(data, str(path))
-
-
-def _cells(text: str) -> int:
-    """Columns that a text takes: wide characters two, combining ones none."""
-    if text.isascii():
-        return len(text)
-    from unicodedata import combining, east_asian_width
-
-    return sum(0 if combining(c) else 1 + (east_asian_width(c) in "WF") for c in text)
 
 
 def _open_closed_descriptors() -> None:

@@ -293,6 +293,19 @@ def test_what_is_pasted_is_not_sent_before_enter(tiny_gguf: Path, tmp_path: Path
     assert "+one\n+two\n+three\n+four\n+five\\\n+six\n" in lines
 
 
+def test_what_is_typed_during_an_answer_waits_for_its_end(tiny_gguf: Path, tmp_path: Path) -> None:
+    grammar = ("--grammar", 'root ::= "ab" root', "-c", "16384", "-n", "1500")
+    with on_a_terminal("chat", "-m", tiny_gguf, *grammar, XDG_STATE_HOME=str(tmp_path)) as screen:
+        screen.wait_for(">>>")
+        screen.type("hello\r")
+        screen.wait_for("abababab")
+        screen.type("/show info\r/exit\r")
+        answer = screen.wait_for("1,500 tok (length limit)")
+        assert "/show" not in answer
+        screen.wait_for("turns    1")
+        assert screen.wait() == 0
+
+
 def test_ctrl_c_stops_an_answer_then_hints_then_leaves(tiny_gguf: Path, tmp_path: Path) -> None:
     grammar = ("--grammar", 'root ::= "ab" root', "-c", "16384")
     with on_a_terminal("chat", "-m", tiny_gguf, *grammar, XDG_STATE_HOME=str(tmp_path)) as screen:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
 from dotscli.progress import Progress, format_bytes, format_seconds
-from dotscli.terminal import Terminal, printable
+from dotscli.terminal import Terminal
+from dotscli.text import printable
 from tests.transcript import Screen
 
 TRICKY = (
@@ -194,7 +195,10 @@ def test_seconds_as_people_read_them(seconds: float, text: str) -> None:
 def test_invalid_utf8_is_replaced_with_a_warning() -> None:
     t = terminal()
     assert t.decode(b"caf\xe9", "notes.txt") == "caf\ufffd"
-    assert t.stderr.getvalue() == "warning: notes.txt is not valid UTF-8: 1 characters replaced\n"
+    assert (
+        t.stderr.getvalue()
+        == "warning: notes.txt is not valid UTF-8: 1 of its characters replaced\n"
+    )
     assert t.decode("caf\ufffd".encode(), "notes.txt") == "caf\ufffd"
 
 
