@@ -407,6 +407,13 @@ def test_an_error_in_a_progress_callback_comes_out(model: Path) -> None:
 # Grammars
 
 
+def test_repetitions_inside_of_literals_are_no_repetitions(engine: Engine) -> None:
+    grammar = 'root ::= "a**{9,1}((((" [*+?]{2} # no (( and **\n'
+    answer = text(run(engine, sampling=Sampling(temp=0.0, grammar=grammar), n_predict=30))
+    assert answer[:-2] == "a**{9,1}(((("
+    assert set(answer[-2:]) <= set("*+?")
+
+
 @pytest.mark.parametrize("temp", [0.0, 5.0])
 def test_an_answer_follows_the_grammar(engine: Engine, temp: float) -> None:
     sampling = Sampling(temp=temp, seed=1, grammar='root ::= "yes" | "no" | [0-9]{3}')
@@ -456,6 +463,11 @@ def test_free_text_in_a_grammar_lets_no_control_token_in(engine: Engine) -> None
         'root ::= "a"{1,99999999999999999999}',
         "root ::= " + "(" * 5000 + '"a"' + ")" * 5000,
         'root ::= "a\0"',
+        'root ::= "a"{21,4}',
+        'root ::= "a"{1,5000}',
+        "root ::= [a-z]* {2000}",
+        'root ::= <[5]> !<[6]> "a"',
+        'root ::= ("a"+)?+',
         "\n".join(f"r{i} ::= r{i + 1}" for i in range(9999)),
         'root ::= "',
         "root ::= [a-",

@@ -8,6 +8,7 @@ becomes an error with their own words.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 from dotscli.engine.lib import submodule
@@ -20,6 +21,10 @@ MAX_REPEAT = 2000  # llama.cpp's own limit for x{m,n}
 # The converter lets control characters into strings as they are, which JSON does not.
 LOOSE_CHARACTER = r'[^"\\] | "\\"'
 STRICT_CHARACTER = r'[^"\\\x00-\x1f\x7f] | "\\"'
+# Literals, character classes and comments, whose insides are no syntax.
+_SKIPPED = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
+_REPEAT = re.compile(r"\{\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\}")
+_STACKED = re.compile(r"[*+?}]\s*(?:[*+?]|\{[\s\d,]*\})")
 COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
 
 
@@ -27,7 +32,8 @@ def check_grammar(text: str) -> None:
     """Refuses GBNF that could exhaust the stack or the memory of llama.cpp's parser.
 
     Raises:
-        DotsError: too long, too many rules, parentheses too deep, or a NUL character.
+        DotsError: too long, too many rules, parentheses too deep, repetitions of repetitions or
+            beyond measure, tokens by number (llama.cpp aborts on some), or a NUL character.
     """
     if "\0" in text:
         raise DotsError("the grammar has a NUL character in it")
@@ -35,28 +41,31 @@ def check_grammar(text: str) -> None:
         raise DotsError(f"the grammar has {len(text)} characters, at most {MAX_GRAMMAR} work")
     if text.count("::=") > MAX_RULES:
         raise DotsError(f"the grammar has {text.count('::=')} rules, at most {MAX_RULES} work")
-    if _depth(text) > MAX_NESTING:
+    plain = _SKIPPED.sub(lambda match: "#" if match[0][0] == "#" else '""', text)
+    if token := re.search(r"!?<[^>\n]*>?", plain):
+        raise DotsError(
+            f"the grammar names the token {token[0]}, which does not work reliably in llama.cpp",
+            hint="write the text of the token as a literal",
+        )
+    if _depth(plain) > MAX_NESTING:
         raise DotsError(f"the grammar nests parentheses deeper than {MAX_NESTING}")
+    for match in _REPEAT.finditer(plain):
+        low = int(match[1])
+        if match[2] and not low <= int(match[2]) <= MAX_REPEAT:
+            raise DotsError(f"the grammar repeats {match[0]}", hint=f"give at most {MAX_REPEAT}")
+    if stacked := _STACKED.search(plain):
+        raise DotsError(
+            f"the grammar has two repetitions in a row: {stacked[0]}",
+            hint="put the inner one into parentheses, or leave one out",
+        )
 
 
-def _depth(text: str) -> int:
-    """Deepest nesting of parentheses, those in literals, classes and comments left aside."""
+def _depth(plain: str) -> int:
+    """Deepest nesting of parentheses."""
     depth = deepest = 0
-    closing = ""
-    characters = iter(text)
-    for character in characters:
-        if closing:
-            if character == "\\" and closing != "\n":
-                next(characters, None)
-            elif character == closing:
-                closing = ""
-        elif character in '"[#':
-            closing = {'"': '"', "[": "]", "#": "\n"}[character]
-        elif character == "(":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif character == ")":
-            depth -= 1
+    for character in plain:
+        depth += (character == "(") - (character == ")")
+        deepest = max(deepest, depth)
     return deepest
 
 
