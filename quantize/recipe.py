@@ -110,7 +110,7 @@ class Recipe:
             if not matching:
                 raise DotsError(
                     f"--tensor-type {override.text} matches no tensor",
-                    hint="names are like blk.7.ffn_down_exps.weight; --dry-run --json lists them all",
+                    hint="names are like blk.7.ffn_down_exps.weight: --dry-run --json has all",
                 )
             if not any(quantizable(spec) for spec in matching):
                 raise DotsError(
