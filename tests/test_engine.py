@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import threading
@@ -13,14 +12,11 @@ import gguf
 import numpy as np
 import pytest
 
-from dotscli.engine import Engine, EngineOptions, devices, json_schema_grammar, versions
+from dotscli.engine import Engine, EngineOptions
 from dotscli.errors import DotsError
 from dotscli.sampling import Sampling
-from dotscli.stream import Piece
 from tests import gguf_maker
-
-GREEDY = Sampling(temp=0.0)
-PROMPT = "hello world"
+from tests.engine_kit import GREEDY, PROMPT, ids, load, run, text
 
 
 @pytest.fixture(scope="module")
@@ -40,25 +36,6 @@ def engine(loaded: Engine) -> Engine:
     """The same engine with an empty cache."""
     loaded.forget()
     return loaded
-
-
-def load(model: Path, **options: object) -> Engine:
-    return Engine.load(model, EngineOptions(n_threads=1, **options))  # type: ignore[arg-type]
-
-
-def run(
-    engine: Engine, text: str = PROMPT, sampling: Sampling = GREEDY, **how: object
-) -> list[Piece]:
-    tokens = engine.tokenize(text, parse_special=True)
-    return list(engine.generate(tokens, sampling, **({"n_predict": 12} | how)))  # type: ignore[arg-type]
-
-
-def ids(pieces: list[Piece]) -> list[int]:
-    return [piece.token for piece in pieces if piece.token is not None]
-
-
-def text(pieces: list[Piece]) -> str:
-    return "".join(piece.text for piece in pieces)
 
 
 # What it computes
@@ -402,232 +379,3 @@ def test_an_error_in_a_progress_callback_comes_out(model: Path) -> None:
 
     with pytest.raises(BrokenPipeError):
         Engine.load(model, EngineOptions(n_threads=1), on_progress=fail)
-
-
-# Grammars
-
-
-def test_repetitions_inside_of_literals_are_no_repetitions(engine: Engine) -> None:
-    grammar = 'root ::= "a**{9,1}((((" [*+?]{2} # no (( and **\n'
-    answer = text(run(engine, sampling=Sampling(temp=0.0, grammar=grammar), n_predict=30))
-    assert answer[:-2] == "a**{9,1}(((("
-    assert set(answer[-2:]) <= set("*+?")
-
-
-@pytest.mark.parametrize("temp", [0.0, 5.0])
-def test_an_answer_follows_the_grammar(engine: Engine, temp: float) -> None:
-    sampling = Sampling(temp=temp, seed=1, grammar='root ::= "yes" | "no" | [0-9]{3}')
-    pieces = run(engine, sampling=sampling)
-    assert pieces[-1].finish_reason == "stop"
-    assert text(pieces) in ("yes", "no") or len(text(pieces)) == 3
-
-
-def test_json_of_a_schema_parses(engine: Engine) -> None:
-    schema = {
-        "type": "object",
-        "properties": {
-            "name": {"type": "string", "maxLength": 8},
-            "age": {"type": "integer"},
-            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
-        },
-        "required": ["name", "age", "tags"],
-    }
-    grammar = json_schema_grammar(json.dumps(schema))
-    for seed in range(3):
-        sampling = Sampling(temp=1.5, seed=seed, grammar=grammar)
-        pieces = run(engine, sampling=sampling, n_predict=200)
-        assert pieces[-1].finish_reason == "stop", text(pieces)
-        answer = json.loads(text(pieces))
-        assert set(answer) == {"name", "age", "tags"}
-        assert isinstance(answer["age"], int)
-        assert set(answer["tags"]) <= {"a", "b"}
-
-
-def test_free_text_in_a_grammar_lets_no_control_token_in(engine: Engine) -> None:
-    sampling = Sampling(temp=50.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, grammar="root ::= .*")
-    chosen = ids(run(engine, sampling=sampling, n_predict=300))
-    control = {
-        engine.tokenize(name, parse_special=True)[0] for name in ("<|system|>", "<|response|>")
-    }
-    assert len(chosen) > 20
-    assert not control & set(chosen)
-
-
-@pytest.mark.parametrize(
-    "grammar",
-    [
-        "this is no grammar",
-        "root ::= undefined",
-        'other ::= "a"',
-        "root ::= root",
-        'root ::= "a"{1,99999999999999999999}',
-        "root ::= " + "(" * 5000 + '"a"' + ")" * 5000,
-        'root ::= "a\0"',
-        'root ::= "a"{21,4}',
-        'root ::= "a"{1,5000}',
-        "root ::= [a-z]* {2000}",
-        'root ::= <[5]> !<[6]> "a"',
-        'root ::= ("a"+)?+',
-        "\n".join(f"r{i} ::= r{i + 1}" for i in range(9999)),
-        'root ::= "',
-        "root ::= [a-",
-    ],
-)
-def test_a_bad_grammar_is_an_error_and_no_crash(engine: Engine, grammar: str) -> None:
-    with pytest.raises(DotsError, match="grammar"):
-        engine.generate([1], Sampling(grammar=grammar))
-
-
-def test_a_grammar_the_vocabulary_cannot_write_is_an_error(tmp_path: Path) -> None:
-    made = gguf_maker.dots1()
-    tokens = list(made.keys["tokenizer.ggml.tokens"][1])  # type: ignore[call-overload]
-    tokens[ord("z")] = "zzz"
-    made.set("tokenizer.ggml.tokens", "array:string", tokens)
-    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
-        sampling = Sampling(temp=0.0, grammar='root ::= "z" "a"')
-        with pytest.raises(DotsError, match="vocabulary"):
-            run(engine, sampling=sampling)
-
-
-@pytest.mark.parametrize(
-    "schema",
-    [
-        "no json",
-        "[]",
-        '{"type": "nonsense"}',
-        '{"$ref": "https://example.org/schema.json"}',
-        '{"$ref": "#/nowhere"}',
-        '{"type": "string", "maxLength": 1000000000}',
-        '{"type": "array", "items": {"type": "string"}, "minItems": -1}',
-        '{"type": "string", "pattern": "(?=x)"}',
-        '{"type": "object", "properties": 7}',
-        '{"anyOf": ' * 500 + "{}" + "}" * 500,
-    ],
-)
-def test_a_bad_schema_is_an_error_and_no_download(schema: str) -> None:
-    with pytest.raises(DotsError, match=r"schema|grammar"):
-        json_schema_grammar(schema)
-
-
-# Loading
-
-
-def test_what_a_model_says_about_itself(engine: Engine, model: Path) -> None:
-    assert engine.path == model
-    assert (engine.n_vocab, engine.n_ctx, engine.n_ctx_train) == (320, 512, 2048)
-    assert engine.metadata["general.architecture"] == "dots1"
-    assert engine.chat_template == "{{ messages[0].content }}"
-    assert engine.bos_token == ""  # the file names none, whatever llama.cpp makes of that
-    assert engine.load_s > 0
-
-
-def test_a_context_nobody_asked_for_is_as_long_as_the_training(model: Path) -> None:
-    with load(model) as engine:
-        assert engine.n_ctx == 2048
-
-
-def test_a_context_longer_than_the_training_is_mentioned(model: Path) -> None:
-    said: list[str] = []
-    options = EngineOptions(n_threads=1, n_ctx=3000)
-    with Engine.load(model, options, on_log=said.append) as engine:
-        assert engine.n_ctx == 3000
-    assert any("3000" in line and "2048" in line for line in said)
-
-
-def test_the_log_of_llama_cpp_comes_only_when_asked_for(
-    model: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    quiet: list[str] = []
-    with Engine.load(model, EngineOptions(n_threads=1), on_log=quiet.append):
-        pass
-    verbose: list[str] = []
-    options = EngineOptions(n_threads=1, verbose=True)
-    with Engine.load(model, options, on_log=verbose.append):
-        pass
-    assert quiet == []
-    assert any("dots1" in line for line in verbose)
-    assert capfd.readouterr() == ("", "")
-
-
-def test_progress_goes_from_nothing_to_all(model: Path) -> None:
-    seen: list[float] = []
-    Engine.load(model, EngineOptions(n_threads=1), on_progress=seen.append).close()
-    assert seen == sorted(seen)
-    assert seen[-1] == 1.0
-
-
-def test_a_model_that_is_closed_says_so(model: Path) -> None:
-    engine = load(model, n_ctx=256)
-    answer = engine.generate([1], GREEDY)
-    next(answer)
-    engine.close()
-    engine.close()
-    assert list(answer) == []
-    for use in (
-        lambda: engine.generate([1], GREEDY),
-        lambda: engine.logits([1]),
-        lambda: engine.tokenize("a", parse_special=False),
-        lambda: engine.detokenize([1]),
-        engine.forget,
-    ):
-        with pytest.raises(DotsError, match="closed"):
-            use()
-
-
-def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
-    made = gguf_maker.dots1()
-    shape, kind, data = made.tensors["blk.2.ffn_up_exps.weight"]
-    made.tensors["blk.2.ffn_up_exps.weight"] = (shape, kind, b"\xff" * len(data))
-    with (
-        load(made.write(tmp_path / "nan.gguf"), n_ctx=256) as engine,
-        pytest.raises(DotsError, match="NaN"),
-    ):
-        run(engine)
-
-
-def test_a_token_whose_embedding_is_damaged_is_noticed_while_decoding(tmp_path: Path) -> None:
-    made = gguf_maker.dots1()
-    shape, kind, data = made.tensors["token_embd.weight"]
-    settings = (GREEDY, Sampling(temp=0.0, grammar="root ::= [a-z]*"))
-    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
-        chosen = [ids(run(engine, sampling=sampling))[0] for sampling in settings]
-    rows = np.frombuffer(data, "<f4").reshape(shape[::-1]).copy()
-    rows[chosen] = np.nan
-    made.tensors["token_embd.weight"] = (shape, kind, rows.tobytes())
-    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
-        for sampling in settings:
-            with pytest.raises(DotsError, match="NaN"):
-                run(engine, sampling=sampling)
-
-
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n_ctx": -1},
-        {"n_ctx": 2**31},
-        {"n_batch": 0},
-        {"n_threads": 10_000},
-        {"n_gpu_layers": -5},
-        {"cache_type_k": "q3_k"},
-        {"flash_attn": "maybe"},
-        {"cache_type_v": "q8_0", "flash_attn": "off"},
-    ],
-)
-def test_options_out_of_range_are_usage_errors(options: dict[str, object]) -> None:
-    with pytest.raises(DotsError) as caught:
-        EngineOptions(**options)  # type: ignore[arg-type]  # the point of the test
-    assert caught.value.exit_status == 2
-
-
-def test_an_rpc_worker_that_is_not_there_is_named(model: Path) -> None:
-    for endpoint in ("127.0.0.1:1", "nonsense", "host:99999"):
-        with pytest.raises(DotsError, match=endpoint):
-            load(model, rpc=(endpoint,))
-
-
-def test_devices_and_versions_are_those_of_the_library_that_runs() -> None:
-    found = devices()
-    assert [device.type for device in found].count("CPU") == 1
-    assert all(device.total_bytes >= device.free_bytes > 0 for device in found)
-    assert set(versions()) == {"llama-cpp-python", "llama.cpp", "ggml"}
-    assert all(versions().values())

@@ -92,7 +92,7 @@ def json_schema_grammar(schema: str) -> str:
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise DotsError(f"the JSON schema cannot be turned into a grammar: {error}") from error
     except RecursionError as error:
-        raise DotsError("the JSON schema refers to itself without end") from error
+        raise DotsError("the JSON schema is too deep, or refers to itself") from error
     grammar = grammar.replace(LOOSE_CHARACTER, STRICT_CHARACTER)
     check_grammar(grammar)
     return grammar
@@ -116,6 +116,14 @@ def _check_node(node: dict[str, object]) -> None:
             f"the JSON schema refers to {reference!r}",
             hint="only references like #/$defs/NAME work",
         )
+    pattern = node.get("pattern")
+    if isinstance(pattern, str):
+        for number in re.findall(r"\d+", " ".join(re.findall(r"\{([^}]*)\}", pattern))):
+            if int(number[:9]) > MAX_REPEAT:
+                raise DotsError(
+                    f"the JSON schema has the pattern {pattern!r}",
+                    hint=f"repeat at most {MAX_REPEAT} times",
+                )
     for key in COUNTS:
         count = node.get(key)
         if isinstance(count, int) and not 0 <= count <= MAX_REPEAT:

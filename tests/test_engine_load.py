@@ -1,0 +1,168 @@
+"""Loading a model: what it says, what it warns of, what it refuses."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dotscli.engine import Engine, EngineOptions, devices, versions
+from dotscli.errors import DotsError
+from dotscli.quantize import quantize_checkpoint
+from dotscli.sampling import Sampling
+from tests import gguf_maker
+from tests.engine_kit import GREEDY, ids, load, run
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dots1 of 3 layers, context 2048, weights in F32."""
+    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Iterator[Engine]:
+    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(loaded: Engine) -> Engine:
+    """The same engine with an empty cache."""
+    loaded.forget()
+    return loaded
+
+
+@pytest.mark.parametrize("preset", ["f32", "bf16", "q8_0", "q4", "q4_k_m", "iq4_xs", "mxfp4_moe"])
+def test_what_dots_quantize_writes_is_loaded_and_answers(
+    tiny_checkpoint: Path, tmp_path: Path, preset: str
+) -> None:
+    path = tmp_path / "m.gguf"
+    list(quantize_checkpoint(tiny_checkpoint, path, preset))
+    with load(path, n_ctx=256) as engine:
+        assert engine.eos_token == "<|endofresponse|>"
+        assert len(engine.tokenize("<|response|>", parse_special=True)) == 1
+        assert ids(run(engine))
+
+
+def test_what_a_model_says_about_itself(engine: Engine, model: Path) -> None:
+    assert engine.path == model
+    assert (engine.n_vocab, engine.n_ctx, engine.n_ctx_train) == (320, 512, 2048)
+    assert engine.metadata["general.architecture"] == "dots1"
+    assert engine.chat_template == "{{ messages[0].content }}"
+    assert engine.bos_token == ""  # the file names none, whatever llama.cpp makes of that
+    assert engine.load_s > 0
+
+
+def test_a_context_nobody_asked_for_is_as_long_as_the_training(model: Path) -> None:
+    with load(model) as engine:
+        assert engine.n_ctx == 2048
+
+
+def test_a_context_longer_than_the_training_is_mentioned(model: Path) -> None:
+    said: list[str] = []
+    options = EngineOptions(n_threads=1, n_ctx=3000)
+    with Engine.load(model, options, on_log=said.append) as engine:
+        assert engine.n_ctx == 3000
+    assert any("3000" in line and "2048" in line for line in said)
+
+
+def test_the_log_of_llama_cpp_comes_only_when_asked_for(
+    model: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    quiet: list[str] = []
+    with Engine.load(model, EngineOptions(n_threads=1), on_log=quiet.append):
+        pass
+    verbose: list[str] = []
+    options = EngineOptions(n_threads=1, verbose=True)
+    with Engine.load(model, options, on_log=verbose.append):
+        pass
+    assert quiet == []
+    assert any("dots1" in line for line in verbose)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_progress_goes_from_nothing_to_all(model: Path) -> None:
+    seen: list[float] = []
+    Engine.load(model, EngineOptions(n_threads=1), on_progress=seen.append).close()
+    assert seen == sorted(seen)
+    assert seen[-1] == 1.0
+
+
+def test_a_model_that_is_closed_says_so(model: Path) -> None:
+    engine = load(model, n_ctx=256)
+    answer = engine.generate([1], GREEDY)
+    next(answer)
+    engine.close()
+    engine.close()
+    assert list(answer) == []
+    for use in (
+        lambda: engine.generate([1], GREEDY),
+        lambda: engine.logits([1]),
+        lambda: engine.tokenize("a", parse_special=False),
+        lambda: engine.detokenize([1]),
+        engine.forget,
+    ):
+        with pytest.raises(DotsError, match="closed"):
+            use()
+
+
+def test_weights_that_are_no_numbers_are_noticed(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    shape, kind, data = made.tensors["blk.2.ffn_up_exps.weight"]
+    made.tensors["blk.2.ffn_up_exps.weight"] = (shape, kind, b"\xff" * len(data))
+    with (
+        load(made.write(tmp_path / "nan.gguf"), n_ctx=256) as engine,
+        pytest.raises(DotsError, match="NaN"),
+    ):
+        run(engine)
+
+
+def test_a_token_whose_embedding_is_damaged_is_noticed_while_decoding(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    shape, kind, data = made.tensors["token_embd.weight"]
+    settings = (GREEDY, Sampling(temp=0.0, grammar="root ::= [a-z]*"))
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        chosen = [ids(run(engine, sampling=sampling))[0] for sampling in settings]
+    rows = np.frombuffer(data, "<f4").reshape(shape[::-1]).copy()
+    rows[chosen] = np.nan
+    made.tensors["token_embd.weight"] = (shape, kind, rows.tobytes())
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        for sampling in settings:
+            with pytest.raises(DotsError, match="NaN"):
+                run(engine, sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_ctx": -1},
+        {"n_ctx": 2**31},
+        {"n_batch": 0},
+        {"n_threads": 10_000},
+        {"n_gpu_layers": -5},
+        {"cache_type_k": "q3_k"},
+        {"flash_attn": "maybe"},
+        {"cache_type_v": "q8_0", "flash_attn": "off"},
+    ],
+)
+def test_options_out_of_range_are_usage_errors(options: dict[str, object]) -> None:
+    with pytest.raises(DotsError) as caught:
+        EngineOptions(**options)  # type: ignore[arg-type]  # the point of the test
+    assert caught.value.exit_status == 2
+
+
+def test_an_rpc_worker_that_is_not_there_is_named(model: Path) -> None:
+    for endpoint in ("127.0.0.1:1", "nonsense", "host:99999"):
+        with pytest.raises(DotsError, match=endpoint):
+            load(model, rpc=(endpoint,))
+
+
+def test_devices_and_versions_are_those_of_the_library_that_runs() -> None:
+    found = devices()
+    assert [device.type for device in found].count("CPU") == 1
+    assert all(device.total_bytes >= device.free_bytes > 0 for device in found)
+    assert set(versions()) == {"llama-cpp-python", "llama.cpp", "ggml"}
+    assert all(versions().values())

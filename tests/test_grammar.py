@@ -1,0 +1,168 @@
+"""Answers that follow a grammar or a JSON schema, and those that are refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dotscli.engine import Engine, EngineOptions, json_schema_grammar
+from dotscli.errors import DotsError
+from dotscli.sampling import Sampling
+from tests import gguf_maker
+from tests.engine_kit import ids, load, run, text
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dots1 of 3 layers, context 2048, weights in F32."""
+    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Iterator[Engine]:
+    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(loaded: Engine) -> Engine:
+    """The same engine with an empty cache."""
+    loaded.forget()
+    return loaded
+
+
+def test_repetitions_inside_of_literals_are_no_repetitions(engine: Engine) -> None:
+    grammar = 'root ::= "a**{9,1}((((" [*+?]{2} # no (( and **\n'
+    answer = text(run(engine, sampling=Sampling(temp=0.0, grammar=grammar), n_predict=30))
+    assert answer[:-2] == "a**{9,1}(((("
+    assert set(answer[-2:]) <= set("*+?")
+
+
+@pytest.mark.parametrize("temp", [0.0, 5.0])
+def test_an_answer_follows_the_grammar(engine: Engine, temp: float) -> None:
+    sampling = Sampling(temp=temp, seed=1, grammar='root ::= "yes" | "no" | [0-9]{3}')
+    pieces = run(engine, sampling=sampling)
+    assert pieces[-1].finish_reason == "stop"
+    assert text(pieces) in ("yes", "no") or len(text(pieces)) == 3
+
+
+def test_json_of_a_schema_parses(engine: Engine) -> None:
+    schema = {
+        "type": "object",
+        "properties": {
+            "name": {"type": "string", "maxLength": 8},
+            "age": {"type": "integer"},
+            "tags": {"type": "array", "items": {"enum": ["a", "b"]}, "maxItems": 3},
+        },
+        "required": ["name", "age", "tags"],
+    }
+    grammar = json_schema_grammar(json.dumps(schema))
+    for seed in range(3):
+        sampling = Sampling(temp=1.5, seed=seed, grammar=grammar)
+        pieces = run(engine, sampling=sampling, n_predict=200)
+        assert pieces[-1].finish_reason == "stop", text(pieces)
+        answer = json.loads(text(pieces))
+        assert set(answer) == {"name", "age", "tags"}
+        assert isinstance(answer["age"], int)
+        assert set(answer["tags"]) <= {"a", "b"}
+
+
+def test_free_text_in_a_grammar_lets_no_control_token_in(engine: Engine) -> None:
+    sampling = Sampling(temp=50.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, grammar="root ::= .*")
+    chosen = ids(run(engine, sampling=sampling, n_predict=300))
+    control = {
+        engine.tokenize(name, parse_special=True)[0] for name in ("<|system|>", "<|response|>")
+    }
+    assert len(chosen) > 20
+    assert not control & set(chosen)
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        "this is no grammar",
+        "root ::= undefined",
+        'other ::= "a"',
+        "root ::= root",
+        'root ::= "a"{1,99999999999999999999}',
+        "root ::= " + "(" * 5000 + '"a"' + ")" * 5000,
+        'root ::= "a\0"',
+        'root ::= "a"{21,4}',
+        'root ::= "a"{1,5000}',
+        "root ::= [a-z]* {2000}",
+        'root ::= <[5]> !<[6]> "a"',
+        'root ::= ("a"+)?+',
+        "\n".join(f"r{i} ::= r{i + 1}" for i in range(9999)),
+        'root ::= "',
+        "root ::= [a-",
+    ],
+)
+def test_a_bad_grammar_is_an_error_and_no_crash(engine: Engine, grammar: str) -> None:
+    with pytest.raises(DotsError, match="grammar"):
+        engine.generate([1], Sampling(grammar=grammar))
+
+
+def test_a_grammar_the_vocabulary_cannot_write_is_an_error(tmp_path: Path) -> None:
+    made = gguf_maker.dots1()
+    tokens = list(made.keys["tokenizer.ggml.tokens"][1])  # type: ignore[call-overload]
+    tokens[ord("z")] = "zzz"
+    made.set("tokenizer.ggml.tokens", "array:string", tokens)
+    with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
+        sampling = Sampling(temp=0.0, grammar='root ::= "z" "a"')
+        with pytest.raises(DotsError, match="vocabulary"):
+            run(engine, sampling=sampling)
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "no json",
+        "[]",
+        '{"type": "nonsense"}',
+        '{"$ref": "https://example.org/schema.json"}',
+        '{"$ref": "#/nowhere"}',
+        '{"type": "string", "maxLength": 1000000000}',
+        '{"type": "array", "items": {"type": "string"}, "minItems": -1}',
+        '{"type": "string", "pattern": "(?=x)"}',
+        '{"type": "string", "pattern": "^a{99999999999}$"}',
+        '{"type": "object", "properties": 7}',
+        '{"anyOf": ' * 500 + "{}" + "}" * 500,
+    ],
+)
+def test_a_bad_schema_is_an_error_and_no_download(schema: str) -> None:
+    with pytest.raises(DotsError, match=r"schema|grammar"):
+        json_schema_grammar(schema)
+
+
+KEYS = st.sampled_from(
+    ["type", "properties", "items", "required", "enum", "const", "anyOf", "allOf", "$ref",
+     "pattern", "additionalProperties", "format", "minItems", "maxItems", "minLength", "maxLength", "a"]
+)  # fmt: skip
+LEAVES = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-5, 5000),
+    st.sampled_from(
+        ["object", "array", "string", "integer", "#/a", "#", "^a{2,3}$", "^($", "date"]
+    ),
+    st.text(max_size=4),
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=4)),
+    max_leaves=15,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=4))
+def test_any_schema_gives_a_grammar_or_an_error(schema: dict[str, object]) -> None:
+    try:
+        assert "root ::=" in json_schema_grammar(json.dumps(schema))
+    except DotsError as error:
+        assert error.message
