@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +26,23 @@ class Device:
 
 
 def devices() -> list[Device]:
-    """Every device, in llama.cpp's order of priority; the CPU comes last."""
+    """Every device in the order of llama.cpp's registry.
+
+    For the CPU, llama.cpp gives all memory as free; here it is what the system has available.
+    """
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    return [
+        dataclasses.replace(device, free_bytes=min(available, device.total_bytes))
+        if device.type == "CPU"
+        else device
+        for device in registered()
+    ]
+
+
+def registered() -> list[Device]:
+    """Every device as llama.cpp describes it."""
     count = ggml("ggml_backend_dev_count", ctypes.c_size_t)
     get = ggml("ggml_backend_dev_get", POINTER, ctypes.c_size_t)
     return [_device(get(i)) for i in range(count())]
@@ -33,14 +50,14 @@ def devices() -> list[Device]:
 
 def has_gpu() -> bool:
     """Whether any device could hold layers: a GPU, also an integrated one or another machine's."""
-    return any(device.type in ("GPU", "IGPU") for device in devices())
+    return any(device.type in ("GPU", "IGPU") for device in registered())
 
 
 def buffer_types() -> dict[str, int]:
     """Names of the buffer types that a tensor can be sent to, with their addresses in C."""
     buffer_type = ggml("ggml_backend_dev_buffer_type", POINTER, POINTER)
     name = ggml("ggml_backend_buft_name", ctypes.c_char_p, POINTER)
-    found = [buffer_type(device.handle) for device in devices()]
+    found = [buffer_type(device.handle) for device in registered()]
     return {name(address).decode(): address for address in found if address}
 
 

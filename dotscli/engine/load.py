@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from dotscli.engine.cpu import may_crash_with_amx
-from dotscli.engine.devices import Device, devices, has_gpu
+from dotscli.engine.devices import Device, has_gpu, registered
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
@@ -157,7 +157,7 @@ def _cache_memory() -> int:
 
 
 def _gpus() -> list[Device]:
-    return [device for device in devices() if device.type == "GPU"]
+    return [device for device in registered() if device.type == "GPU"]
 
 
 def _gpu_memory() -> int:

@@ -6,6 +6,7 @@ bounded ring, because the line that says why a load failed comes only here.
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import functools
 from collections import deque
@@ -70,4 +71,14 @@ def log() -> Log:
 
     kept._callback = receive  # type: ignore[attr-defined]  # C keeps only the address
     module.llama_log_set(receive, ctypes.c_void_p(None))
+    atexit.register(_silence, module)
     return kept
+
+
+def _silence(module: Any) -> None:
+    """Libraries may log while the process ends, when a callback into Python would crash it.
+
+    A C function that ignores its arguments takes the callback's place.
+    """
+    harmless = ctypes.cast(module.llama_time_us, module.llama_log_callback)
+    module.llama_log_set(harmless, ctypes.c_void_p(None))
