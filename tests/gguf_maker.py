@@ -117,6 +117,20 @@ def dots1(seed: int = 0, kinds: Mapping[str, int] | None = None, **sizes: object
     return Gguf(_keys(model), tensors)
 
 
+def split(folder: Path, count: int = 3) -> list[Path]:
+    """A tiny dots1 in shards: the first has the metadata, as llama-gguf-split writes them."""
+    whole = dots1()
+    names = list(whole.tensors)
+    paths = [folder / f"m-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
+    for i, path in enumerate(paths):
+        part = names[i * len(names) // count : (i + 1) * len(names) // count]
+        shard = Gguf(dict(whole.keys) if i == 0 else {}, {})
+        shard.tensors = {name: whole.tensors[name] for name in part}
+        shard.set("split.no", "u16", i).set("split.count", "u16", count)
+        shard.set("split.tensors.count", "i32", len(names)).write(path)
+    return paths
+
+
 def _keys(model: Dots1) -> dict[str, tuple[str, object]]:
     tokens = [*tiny.byte_letters(), *(m.replace(" ", "") for m in tiny.MERGES)]
     special = len(tokens)

@@ -47,6 +47,11 @@ def test_what_dots_quantize_writes_is_loaded_and_answers(
         assert ids(run(engine))
 
 
+def test_a_split_model_answers_like_the_whole_one(engine: Engine, tmp_path: Path) -> None:
+    with load(gguf_maker.split(tmp_path)[0], n_ctx=256) as parts:
+        assert ids(run(parts)) == ids(run(engine))
+
+
 def test_what_a_model_says_about_itself(engine: Engine, model: Path) -> None:
     assert engine.path == model
     assert (engine.n_vocab, engine.n_ctx, engine.n_ctx_train) == (320, 512, 2048)

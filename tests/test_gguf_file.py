@@ -67,22 +67,8 @@ def test_the_table_of_types_is_ggmls() -> None:
             assert sizes[known.name] == (known.block, known.nbytes)
 
 
-def split(folder: Path, count: int = 3) -> list[Path]:
-    """A tiny dots1 in shards: the first has the metadata, as llama-gguf-split writes them."""
-    whole = gguf_maker.dots1()
-    names = list(whole.tensors)
-    paths = [folder / f"m-{i + 1:05d}-of-{count:05d}.gguf" for i in range(count)]
-    for i, path in enumerate(paths):
-        part = names[i * len(names) // count : (i + 1) * len(names) // count]
-        shard = gguf_maker.Gguf(dict(whole.keys) if i == 0 else {}, {})
-        shard.tensors = {name: whole.tensors[name] for name in part}
-        shard.set("split.no", "u16", i).set("split.count", "u16", count)
-        shard.set("split.tensors.count", "i32", len(names)).write(path)
-    return paths
-
-
 def test_a_split_model_is_read_from_its_first_shard(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = gguf_maker.split(tmp_path)
     file = read_gguf(paths[0])
     assert file.shards == tuple(paths)
     assert {t.name for t in file.tensors} == set(gguf_maker.dots1().tensors)
@@ -91,28 +77,28 @@ def test_a_split_model_is_read_from_its_first_shard(tmp_path: Path) -> None:
 
 
 def test_another_shard_names_the_first_one(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = gguf_maker.split(tmp_path)
     with pytest.raises(DotsError, match="not the first shard") as caught:
         read_gguf(paths[1])
     assert str(paths[0]) in caught.value.hint
 
 
 def test_a_missing_shard_is_named(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = gguf_maker.split(tmp_path)
     paths[2].unlink()
     with pytest.raises(DotsError, match=paths[2].name):
         read_gguf(paths[0])
 
 
 def test_a_cut_shard_is_named(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = gguf_maker.split(tmp_path)
     paths[1].write_bytes(paths[1].read_bytes()[:-64])
     with pytest.raises(DotsError, match=paths[1].name):
         read_gguf(paths[0])
 
 
 def test_swapped_shards_are_noticed(tmp_path: Path) -> None:
-    paths = split(tmp_path)
+    paths = gguf_maker.split(tmp_path)
     second = paths[1].read_bytes()
     paths[1].write_bytes(paths[2].read_bytes())
     paths[2].write_bytes(second)
@@ -122,7 +108,7 @@ def test_swapped_shards_are_noticed(tmp_path: Path) -> None:
 
 def test_a_renamed_shard_is_explained(tmp_path: Path) -> None:
     other = tmp_path / "renamed.gguf"
-    split(tmp_path)[0].rename(other)
+    gguf_maker.split(tmp_path)[0].rename(other)
     with pytest.raises(DotsError, match=r"-00001-of-00003\.gguf"):
         read_gguf(other)
 
