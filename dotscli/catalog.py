@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dotscli.errors import DotsError
+from dotscli.progress import closed
 from dotscli.terminal import Terminal
 
 NANO = "nano"
@@ -131,8 +132,9 @@ def nano_model(terminal: Terminal) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:
             out = Path(building) / path.name
-            with terminal.progress("quantizing the nano model", 1, "B") as progress:
-                for event in quantize_checkpoint(checkpoint, out):
+            events = quantize_checkpoint(checkpoint, out)
+            with closed(events), terminal.progress("quantizing the nano model", 1, "B") as progress:
+                for event in events:
                     if isinstance(event, Progress):
                         progress.total = event.source_nbytes
                         progress.update(event.done_nbytes)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dotscli.errors import DotsError
 from dotscli.models.template import DOTS1_TEMPLATE, render, segments
+from dotscli.progress import closed
 from dotscli.sampling import Sampling
 from dotscli.stream import Piece
 
@@ -147,10 +148,11 @@ class Conversation:
     ) -> Iterator[Piece]:
         text, complete = "", False
         try:
-            for piece in pieces:
-                text += piece.text
-                complete = complete or piece.finish_reason in ("stop", "length")
-                yield piece
+            with closed(pieces):
+                for piece in pieces:
+                    text += piece.text
+                    complete = complete or piece.finish_reason in ("stop", "length")
+                    yield piece
         finally:
             if text or complete:
                 self.turns = [*turns, Message("assistant", text, complete)]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from dotscli.errors import DotsError, ExitStatus
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.progress import closed
 from dotscli.sampling import Sampling
 from dotscli.stream import Piece
 from dotscli.terminal import Terminal
@@ -177,9 +178,9 @@ def with_prefill(
         progress.total = total
         progress.update(done)
 
-    with progress:
-        pieces = start(on_prefill)
-        first = next(pieces, None)
-    if first is not None:
-        yield first
-    yield from pieces
+    with closed(start(on_prefill)) as pieces:
+        with progress:
+            first = next(pieces, None)
+        if first is not None:
+            yield first
+        yield from pieces

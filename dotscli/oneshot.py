@@ -27,6 +27,7 @@ from dotscli.loading import (
 )
 from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.progress import closed
 from dotscli.render import Answer, answer_json, stats_line
 from dotscli.stream import Piece
 from dotscli.terminal import Terminal
@@ -105,12 +106,11 @@ def prompt(terminal: Terminal, request: Request) -> int:
             )
 
         answer = Answer()
+        output = nullcontext(lambda text: None) if request.json else answer_writer(terminal)
         status = ExitStatus.OK
         try:
-            with (
-                nullcontext(lambda text: None) if request.json else answer_writer(terminal) as write
-            ):
-                answer.read(with_prefill(terminal, start), write)
+            with output as write, closed(with_prefill(terminal, start)) as pieces:
+                answer.read(pieces, write)
         except KeyboardInterrupt:
             status = ExitStatus.INTERRUPTED
             terminal.interrupted()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -51,7 +51,9 @@ def _is_gguf(path: Path) -> bool:
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
     """Replace each parameter that is a group of options by its options, and call with the group."""
-    hints = get_type_hints(command, include_extras=True)
+    # Not typing.get_type_hints: before Python 3.11 it makes a default of None an Optional around
+    # the annotation, where typer doesn't see it.
+    hints = inspect.get_annotations(command, eval_str=True)
     groups: dict[str, Any] = {n: h for n, h in hints.items() if dataclasses.is_dataclass(h)}
     parameters: list[inspect.Parameter] = []
     for name, parameter in inspect.signature(command).parameters.items():
@@ -59,7 +61,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(annotation=hints[name]))
             continue
         kind = groups[name]
-        options = get_type_hints(kind, include_extras=True)
+        options = inspect.get_annotations(kind, eval_str=True)
         parameters += [
             inspect.Parameter(
                 field.name,

@@ -8,9 +8,12 @@ It only formats and decides when to write; the write itself is a function handed
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from types import TracebackType
+from typing import TypeVar
 
+T = TypeVar("T")
 Clock = Callable[[], float]
 
 REDRAW_S = 0.1  # on a terminal
@@ -44,6 +47,19 @@ def format_seconds(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+@contextmanager
+def closed(work: Iterator[T]) -> Iterator[Iterator[T]]:
+    """Ends a generator at the end of the block, however that comes.
+
+    Left to the garbage collector, one that an exception passed by would clean up too late.
+    """
+    try:
+        yield work
+    finally:
+        if isinstance(work, Generator):
+            work.close()
 
 
 class Progress:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
-from dotscli.progress import format_bytes, format_seconds
+from dotscli.progress import closed, format_bytes, format_seconds
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
 from dotscli.tally import COLUMNS, RIGHT, Stored, table_rows, tally
 from dotscli.terminal import Terminal
@@ -85,17 +85,18 @@ def quantize(terminal: Terminal, job: Job) -> None:
     started = time.monotonic()
     source_nbytes = 0
     stored: list[tuple[str, str, int]] = []
-    with terminal.progress("quantizing", 1, "B") as progress:
-        for event in quantize_checkpoint(
-            job.checkpoint,
-            out,
-            job.type,
-            tensor_types=job.tensor_types,
-            imatrix=job.imatrix,
-            threads=job.threads,
-            max_memory=job.max_memory,
-            force=job.force,
-        ):
+    events = quantize_checkpoint(
+        job.checkpoint,
+        out,
+        job.type,
+        tensor_types=job.tensor_types,
+        imatrix=job.imatrix,
+        threads=job.threads,
+        max_memory=job.max_memory,
+        force=job.force,
+    )
+    with closed(events), terminal.progress("quantizing", 1, "B") as progress:
+        for event in events:
             match event:
                 case Started():
                     source_nbytes = progress.total = event.source_nbytes

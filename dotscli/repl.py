@@ -24,6 +24,7 @@ from dotscli.loading import (
     with_prefill,
 )
 from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.progress import closed
 from dotscli.render import Answer, stats_line
 from dotscli.slash import execute, gauge, parse
 from dotscli.stream import Piece
@@ -88,8 +89,8 @@ class Loop:
         answer = Answer()
         terminal = self.terminal
         try:
-            with answer_writer(terminal) as write:
-                answer.read(with_prefill(terminal, start), write)
+            with answer_writer(terminal) as write, closed(with_prefill(terminal, start)) as pieces:
+                answer.read(pieces, write)
         except KeyboardInterrupt:
             answer.stats = self.conversation.engine.stats
             terminal.interrupted()
