@@ -47,6 +47,13 @@ def test_what_dots_quantize_writes_is_loaded_and_answers(
         assert ids(run(engine))
 
 
+def test_what_llama_cpp_refuses_comes_with_its_reason(tmp_path: Path) -> None:
+    made = gguf_maker.dots1().set("general.file_type", "string", "best")
+    with pytest.raises(DotsError, match=r"m\.gguf: llama\.cpp does not load") as caught:
+        load(made.write(tmp_path / "m.gguf"))
+    assert "general.file_type has wrong type" in caught.value.hint
+
+
 def test_a_split_model_answers_like_the_whole_one(engine: Engine, tmp_path: Path) -> None:
     with load(gguf_maker.split(tmp_path)[0], n_ctx=256) as parts:
         assert ids(run(parts)) == ids(run(engine))
