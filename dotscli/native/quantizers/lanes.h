@@ -12,6 +12,9 @@
 #pragma once
 
 #include <stdint.h>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
 
 #ifndef DOTS_LANES
 #error "DOTS_LANES: the number of lanes that this file is compiled for"
@@ -28,6 +31,8 @@ namespace {
 
 constexpr int kLanes = DOTS_LANES;
 
+constexpr float kTiny = 1e-15f;  // a largest weight or scale below it counts as zero (GROUP_MAX_EPS)
+
 typedef float Floats __attribute__((vector_size(4 * kLanes)));
 typedef int32_t Ints __attribute__((vector_size(4 * kLanes)));  // also a mask: all ones or zero
 
@@ -36,14 +41,28 @@ inline Floats all(float value) { return value - Floats{}; }
 inline Floats select(Ints mask, Floats a, Floats b) { return mask ? a : b; }
 inline Ints select(Ints mask, Ints a, Ints b) { return mask ? a : b; }
 
-// Comparisons, not fmin and fmax: with NaN or zeros of both signs the order of arguments counts.
+// a > b ? a : b and a < b ? a : b, also where one is NaN or both are zeros. That is what the
+// instructions of x86 do, unlike fmax and fmin.
+#if defined(__AVX512F__)
+inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
+inline Floats square_root(Floats x) { return _mm512_sqrt_ps(x); }
+#elif defined(__AVX2__)
+inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
+inline Floats square_root(Floats x) { return _mm256_sqrt_ps(x); }
+#elif defined(__SSE2__)
+inline Floats larger(Floats a, Floats b) { return _mm_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm_min_ps(a, b); }
+inline Floats square_root(Floats x) { return _mm_sqrt_ps(x); }
+#else
 inline Floats larger(Floats a, Floats b) { return select(a > b, a, b); }
 inline Floats smaller(Floats a, Floats b) { return select(a < b, a, b); }
-inline Ints clamp(Ints x, int32_t low, int32_t high) {
-    const Ints floor = low - Ints{}, ceiling = high - Ints{};
-    x = select(x < floor, floor, x);
-    return select(x > ceiling, ceiling, x);
+inline Floats square_root(Floats x) {
+    for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
+    return x;
 }
+#endif
 
 inline Floats absolute(Floats x) { return (Floats)((Ints)x & 0x7fffffff); }
 
@@ -53,33 +72,31 @@ inline bool any(Ints mask) {
     return found != 0;
 }
 
-inline Floats square_root(Floats x) {
-    for (int lane = 0; lane < kLanes; ++lane) x[lane] = __builtin_sqrtf(x[lane]);
-    return x;
-}
-
 inline Floats to_floats(Ints x) { return __builtin_convertvector(x, Floats); }
+inline Ints to_ints(Floats x) { return __builtin_convertvector(x, Ints); }
 
 // Rounding as ggml's nearest_int does it: after adding 1.5 * 2^23 the last bit of the mantissa is
 // worth one, so the hardware has rounded to the nearest integer, ties to even, and the low 23 bits
 // hold that integer plus 2^22. Beyond +-2^22, and for NaN and infinity, those bits are what they
 // are: the result wraps, and ggml's does too.
+//
+// snapped(x) is kSnap + the integer, as a float: limits can be laid on it with float comparisons,
+// and taking kSnap off again is exact.
 constexpr float kSnap = 12582912.0f;
-constexpr int32_t kSnapBits = 0x4b400000, kMantissa = 0x007fffff, kHalfRange = 0x00400000;
 
-inline Ints nearest(Floats x) { return ((Ints)(x + kSnap) & kMantissa) - kHalfRange; }
+inline Floats snapped(Floats x) { return (Floats)(((Ints)(x + kSnap) & 0x007fffff) | 0x4b000000); }
 
-// nearest(x) limited to low..high and made a float again, without converting: the limits are laid
-// on the bits, and kSnap is taken off again, which is exact.
-inline Floats nearest_within(Floats x, int32_t low, int32_t high) {
-    const Ints bits = (Ints)(x + kSnap) & kMantissa;
-    const Ints limited = clamp(bits, kHalfRange + low, kHalfRange + high);
-    return (Floats)(limited | (kSnapBits & ~kMantissa)) - kSnap;
+inline Floats unsnapped(Floats x, float low, float high) {
+    return smaller(larger(x, all(kSnap + low)), all(kSnap + high)) - kSnap;
 }
 
-// The same for x known to lie within +-2^22, where nothing wraps and the exponent stays put.
-inline Floats small_nearest_within(Floats x, int32_t low, int32_t high) {
-    return (Floats)clamp((Ints)(x + kSnap), kSnapBits + low, kSnapBits + high) - kSnap;
+inline Floats nearest(Floats x) { return snapped(x) - kSnap; }
+inline Floats nearest_within(Floats x, float low, float high) {
+    return unsnapped(snapped(x), low, high);
+}
+// The same for x that are known to lie within +-2^22, where nothing wraps.
+inline Floats small_nearest_within(Floats x, float low, float high) {
+    return unsnapped(x + kSnap, low, high);
 }
 
 // IEEE half precision in the low 16 bits, rounded to nearest even.

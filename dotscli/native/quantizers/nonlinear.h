@@ -96,7 +96,7 @@ Floats fit_nonlinear(const Floats *x, const Floats *w) {
             gain = select(better, sums.scale() * sums.vx, gain);
         }
     }
-    return select(size < 1e-15f, Floats{}, scale);
+    return select(size < kTiny, Floats{}, scale);
 }
 
 // Fits the scales of all sub-blocks of a block.
@@ -158,9 +158,9 @@ struct IQ4XS {
         bytes[1] = d >> 8;
         Ints high = {}, codes[8];
         for (int s = 0; s < 8; ++s) {
-            const Ints code = clamp(nearest(inverse * scales[s]), -32, 31);
-            pack_levels(tile.x + 32 * s, inverse_or_zero(unit * to_floats(code)), bytes + 8 + 16 * s);
-            codes[s] = code + 32;
+            const Floats code = nearest_within(inverse * scales[s], -32, 31);
+            pack_levels(tile.x + 32 * s, inverse_or_zero(unit * code), bytes + 8 + 16 * s);
+            codes[s] = to_ints(code) + 32;
             high |= (codes[s] >> 4) << (2 * s);
         }
         bytes[2] = high;

@@ -4,7 +4,7 @@
 #include "affine.h"
 #include "nonlinear.h"
 #include "path.h"
-#include "signed.h"
+#include "symmetric.h"
 
 int DOTS_PATH(int type_id, const dots_job *job) {
     switch (type_id) {
