@@ -105,7 +105,9 @@ def borders(rng: Generator, n_rows: int, n_columns: int) -> Floats:
     """On the borders between two non-linear values, and one float beside them."""
     values = np.array(NONLINEAR, np.float32)
     middle = (values[1:] + values[:-1]) / 2
-    choices = np.concatenate([values, middle, np.nextafter(middle, 200), np.nextafter(middle, -200)])
+    choices = np.concatenate(
+        [values, middle, np.nextafter(middle, 200), np.nextafter(middle, -200)]
+    )
     x = rng.choice(choices.astype(np.float32), (n_rows, n_columns))
     x.reshape(n_rows, -1, 32)[:, :, 0] = rng.choice([-127.0, 127.0, 113.0, 120.0], (n_rows, 1))
     return _finite(x.astype(np.float64) * np.ldexp(1.0, rng.integers(-14, 6, (n_rows, 1))))
