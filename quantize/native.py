@@ -116,13 +116,13 @@ def _opened(setting: str) -> tuple[Native | None, str]:
         ctypes.c_char_p, ctypes.c_int, pointer, ctypes.c_int, pointer, i64, i64, pointer,
     ]  # fmt: skip
     library.dots_quantize_path.restype = ctypes.c_char_p
-    paths = tuple(_paths(library))
-    if setting and setting not in paths:
+    available = paths(library)
+    if setting and setting not in available:
         raise DotsError(
             f"{SWITCH}={setting}: no such path on this processor",
-            hint=f"unset it, or one of: 0 {' '.join(paths)}",
+            hint=f"unset it, or one of: 0 {' '.join(available)}",
         )
-    return Native(library, setting or paths[0]), setting or paths[0]
+    return Native(library, setting or available[0]), setting or available[0]
 
 
 def _candidates() -> Iterator[Path]:
@@ -138,11 +138,12 @@ def _candidates() -> Iterator[Path]:
         yield Path(folder) / "lib" / name
 
 
-def _paths(library: ctypes.CDLL) -> Iterator[str]:
-    index = 0
-    while (name := library.dots_quantize_path(index)) is not None:
-        yield name.decode()
-        index += 1
+def paths(library: ctypes.CDLL) -> list[str]:
+    """The paths that this processor can run, the widest first."""
+    found: list[str] = []
+    while (name := library.dots_quantize_path(len(found))) is not None:
+        found.append(name.decode())
+    return found
 
 
 @lru_cache

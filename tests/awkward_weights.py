@@ -18,6 +18,9 @@ Floats = NDArray[np.float32]
 NONLINEAR = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
+OUTLIER = 5  # the column in every 32 where `outliers` are, and where importance may vanish
+
+
 def _finite(values: NDArray[np.float64]) -> Floats:
     limit = float(np.finfo(np.float32).max)
     return np.clip(values, -limit, limit).astype(np.float32)
@@ -127,10 +130,19 @@ def slopes(rng: Generator, n_rows: int, n_columns: int) -> Floats:
     return _finite((line + rng.standard_normal((n_rows, 1))) * _scales(rng, n_rows, -12, 3))
 
 
+def outliers(rng: Generator, n_rows: int, n_columns: int) -> Floats:
+    """Close together and below zero, but for a far lower weight per 32, always in one column: where
+    `importance` makes that column count for nothing, offsets leave the range of the weights."""
+    x = -1 - rng.random((n_rows, n_columns)) * 10.0 ** rng.integers(-7, 0, (n_rows, 1))
+    groups = x.reshape(n_rows, -1, 32)
+    groups[:, :, OUTLIER] = -(10.0 ** rng.uniform(0, 9, groups.shape[:2]))
+    return _finite(x)
+
+
 Kind = Callable[[Generator, int, int], Floats]
 KINDS: tuple[Kind, ...] = (
     bell, heavy_tails, any_scale, one_sided, zeros, denormals, any_bits, constant, spikes,
-    nearly_equal, grid, borders, uneven, slopes,
+    nearly_equal, grid, borders, uneven, slopes, outliers,
 )  # fmt: skip
 
 
@@ -147,6 +159,8 @@ def importance(rng: Generator, n_columns: int) -> Floats:
         values *= 1e-38
     elif kind == 3:
         values *= 1e30
-    elif kind == 4 and rng.random() < 0.25:
+    elif kind == 4:
+        values[OUTLIER::32] = 1e-12
+    elif kind == 5 and rng.random() < 0.25:
         values[:] = 0
     return _finite(values)

@@ -50,8 +50,8 @@ void quantize_affine(const Tile<256> &tile, const Range &range, bool limited, In
     for (int s = 0; s < kSubs; ++s) fits[s].start(tile.x + s * kSub, w + s * kSub);
     for (int s = 0; s < kSubs; s += 2) search(fits[s], fits[s + 1], range);
     for (int s = 0; s < kSubs; ++s) {
-        scales[s] = fits[s].final_scale();
-        offsets[s] = fits[s].final_offset();
+        scales[s] = fits[s].scale;
+        offsets[s] = -fits[s].base;
     }
 
     Codes scale_codes = tile.weighted ? codes_by_search(scales, sums) : codes_by_largest(scales);

@@ -17,10 +17,13 @@ struct Range {
 
 // Least squares over levels 0..kTop: for a number of inverse scales, rounds the weights to levels,
 // solves for the scale and offset that fit these levels best, and keeps the best of all.
+//
+// Where all weights are equal ggml returns at once, with a scale and levels of 0. That comes out
+// here too: the inverse is infinite, the levels are nearest(inf * 0) = nearest(NaN) = 0, and no
+// round has a determinant.
 template <int kTop> struct AffineFit {
     const Floats *x, *w;   // weights, and what their errors weigh
     Floats low, high;      // the smallest and the largest weight
-    Ints flat;             // nothing to fit: all weights are equal
     Floats sum_w, sum_wx;
 
     // The best so far. Its levels are not kept, they are nearest((x - origin) * best_inverse) and
@@ -49,7 +52,6 @@ template <int kTop> struct AffineFit {
             sum_wx += w[j] * x[j];
         }
         base = origin = select(low > 0, Floats{}, low);  // offsets are stored without a sign
-        flat = high == base;
         inverse = best_inverse = float(kTop) / (high - base);
         scale = 1.0f / inverse;
         least = Floats{};
@@ -65,7 +67,7 @@ template <int kTop> struct AffineFit {
         sum_l = sum_ll = sum_lx = Floats{};
         const Floats top = absolute(inverse * (high - base));
         const Floats bottom = absolute(inverse * (low - base));
-        return ~(flat | ((top < 0x1p21f) & (bottom < 0x1p21f)));
+        return ~((top < 0x1p21f) & (bottom < 0x1p21f));
     }
 
     template <bool kWraps> void add_level(int j) {
@@ -92,7 +94,7 @@ template <int kTop> struct AffineFit {
     }
 
     void keep_better() {
-        const Ints better = ~flat & (determinant > 0) & (error < least);
+        const Ints better = (determinant > 0) & (error < least);
         least = select(better, error, least);
         best_inverse = select(better, inverse, best_inverse);
         origin = select(better, base, origin);
@@ -100,11 +102,8 @@ template <int kTop> struct AffineFit {
         base = select(better, new_base, base);
     }
 
-    Floats final_scale() const { return select(flat, Floats{}, scale); }
-    Floats final_offset() const { return -base; }
     Ints final_level(int j) const {
-        const Floats l = nearest_within(best_inverse * (x[j] - origin), 0, kTop);
-        return to_ints(select(flat, Floats{}, l));
+        return to_ints(nearest_within(best_inverse * (x[j] - origin), 0, kTop));
     }
 };
 
