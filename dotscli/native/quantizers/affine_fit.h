@@ -18,9 +18,9 @@ struct Range {
 // Least squares over levels 0..kTop: for a number of inverse scales, rounds the weights to levels,
 // solves for the scale and offset that fit these levels best, and keeps the best of all.
 //
-// Where all weights are equal ggml returns at once, with a scale and levels of 0. That comes out
-// here too: the inverse is infinite, the levels are nearest(inf * 0) = nearest(NaN) = 0, and no
-// round has a determinant.
+// Where all weights are the same, and not above zero, ggml returns at once with a scale and levels
+// of 0. That comes out here too: the inverse is infinite, the scale 1 / inf = 0, the levels are
+// nearest(inf * 0) = nearest(NaN) = 0, and no round has a determinant above 0.
 template <int kTop> struct AffineFit {
     const Floats *x, *w;   // weights, and what their errors weigh
     Floats low, high;      // the smallest and the largest weight

@@ -13,9 +13,9 @@ constexpr int kValues[16] = {-127, -104, -83, -65, -49, -35, -22, -10,
                              1,    13,   25,  38,  53,  69,  89,  113};
 
 // The level of y is the index of the nearest value, the upper one on a tie: the number of borders
-// (half-way points) that are not above y. ggml compares y - lower with upper - y, rounded; close
-// to a border both differences are exact, so that is the same for every float
-// (tests/test_native_quantizers.py goes through all of them). NaN counts as above all borders.
+// (half-way points) that are not above y. ggml compares y - lower with upper - y, both rounded.
+// As y grows the one never falls and the other never rises, so their order changes once, and that
+// is exactly at the border (tests/test_native_quantizers.py). NaN counts as above all borders.
 constexpr float border(int k) { return 0.5f * (kValues[k] + kValues[k + 1]); }
 
 inline Ints level_of(Floats y) {

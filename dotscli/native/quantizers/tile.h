@@ -1,7 +1,7 @@
 // A tile: as many blocks as there are lanes, transposed so that lane i holds block i.
 //
-// Weights come in as f32, f16 or bf16 and are widened here, a tile at a time; finished blocks go
-// out here. This is the only place that knows how lanes lie in memory.
+// Weights come in as f32, f16 or bf16 and are widened a tile at a time; finished blocks go out byte
+// by byte. This is the only place that knows how blocks lie in memory.
 #pragma once
 
 #include "lanes.h"
@@ -15,7 +15,7 @@ template <int kBlock> struct Tile {
     bool weighted;  // whether importance was given
 };
 
-// Copies one column of values per lane: out[j][lane] = (element j of lane's block).
+// out[j][lane] = element j of that lane's block.
 template <class Stored, int kBlock>
 void transpose(const unsigned char *const (&blocks)[kLanes], Ints (&out)[kBlock]) {
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -31,13 +31,16 @@ void transpose(const unsigned char *const (&blocks)[kLanes], Ints (&out)[kBlock]
 // The blocks from `first` on; lanes past the last block repeat it and are not stored.
 template <int kBlock> void load(const dots_job &job, int64_t first, Tile<kBlock> &tile) {
     const int nbytes = job.source == DOTS_SOURCE_F32 ? 4 : 2;
+    tile.weighted = job.importance != nullptr;
     const unsigned char *weights[kLanes], *importance[kLanes];
     for (int lane = 0; lane < kLanes; ++lane) {
         const int64_t last = job.n_blocks - 1;
         const int64_t block = first + lane < last ? first + lane : last;
         weights[lane] = job.src + block * kBlock * nbytes;
-        importance[lane] = reinterpret_cast<const unsigned char *>(job.importance) +
-                           block % job.blocks_per_row * kBlock * 4;
+        if (tile.weighted) {
+            const float *columns = job.importance + block % job.blocks_per_row * kBlock;
+            importance[lane] = reinterpret_cast<const unsigned char *>(columns);
+        }
     }
     Ints raw[kBlock];
     if (job.source == DOTS_SOURCE_F32) {
@@ -50,7 +53,6 @@ template <int kBlock> void load(const dots_job &job, int64_t first, Tile<kBlock>
             tile.x[j] = bf16 ? (Floats)(raw[j] << 16) : from_half(raw[j]);
         }
     }
-    tile.weighted = job.importance != nullptr;
     if (tile.weighted) {
         transpose<int32_t>(importance, raw);
         for (int j = 0; j < kBlock; ++j) tile.importance[j] = (Floats)raw[j];
