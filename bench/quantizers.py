@@ -34,18 +34,25 @@ def main() -> None:
         raise SystemExit(f"no native quantizers: {why}")
     load = other_load()
     paths = [Native(opened.library, name) for name in reversed(native.paths(opened.library))]
-    rows = [measure(paths, kind, weighted, args.repeats)
-            for kind in native.TYPES for weighted in (False, True)]
+    rows = [
+        measure(paths, kind, weighted, args.repeats)
+        for kind in native.TYPES
+        for weighted in (False, True)
+    ]
     header = ["type", "ggml", *(f"{p.path}, {what}" for p in paths for what in ("speed", "x ggml"))]
-    write_report(REPORT, "Native quantizers: weights per second and core", [
-        f"    python bench/quantizers.py --repeats {args.repeats}",
-        f"Speeds in million weights per second of one thread's CPU time, medians of {args.repeats} "
-        f"rounds; ratios: median (lowest to highest) of the rounds. {SHAPE[0]} x {SHAPE[1]} "
-        f"Gaussian weights, float32 on both sides. Other programs used {load:.1f} cores.",
-        table(header, rows),
-        "baseline: SSE2, 4 lanes; avx2: 8 lanes; avx512: 16 lanes. The bytes are the same "
-        "everywhere (quantizers_equal.md).",
-    ])
+    write_report(
+        REPORT,
+        "Native quantizers: weights per second and core",
+        [
+            f"    python bench/quantizers.py --repeats {args.repeats}",
+            f"Speeds in million weights per second of one thread's CPU time, medians of {args.repeats} "
+            f"rounds; ratios: median (lowest to highest) of the rounds. {SHAPE[0]} x {SHAPE[1]} "
+            f"Gaussian weights, float32 on both sides. Other programs used {load:.1f} cores.",
+            table(header, rows),
+            "baseline: SSE2, 4 lanes; avx2: 8 lanes; avx512: 16 lanes. The bytes are the same "
+            "everywhere (quantizers_equal.md).",
+        ],
+    )
 
 
 def measure(paths: list[Native], kind: TensorType, weighted: bool, repeats: int) -> list[str]:
@@ -58,7 +65,11 @@ def measure(paths: list[Native], kind: TensorType, weighted: bool, repeats: int)
 
     def by_ggml() -> None:
         codec.library().ggml_quantize_chunk(
-            kind.id, weights.ctypes.data, out.ctypes.data, 0, *SHAPE,
+            kind.id,
+            weights.ctypes.data,
+            out.ctypes.data,
+            0,
+            *SHAPE,
             importance.ctypes.data if weighted else None,
         )
 

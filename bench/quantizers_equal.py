@@ -47,22 +47,34 @@ def main() -> None:
         for weighted in (False, True):
             made = compare(paths, kind, weighted, int(args.n), args.seed)
             real = compare_real(paths, kind, weighted, args.checkpoint) if args.checkpoint else 0
-            rows.append((f"{kind}{' with importance' if weighted else ''}",
-                         f"{made / 1e6:.1f}", f"{real / 1e6:.1f}", "0"))
+            rows.append(
+                (
+                    f"{kind}{' with importance' if weighted else ''}",
+                    f"{made / 1e6:.1f}",
+                    f"{real / 1e6:.1f}",
+                    "0",
+                )
+            )
             note(" | ".join(rows[-1]))
     if args.report:
         kinds = ", ".join(kind.__name__.replace("_", " ") for kind in awkward_weights.KINDS)
         command = f"python bench/quantizers_equal.py {' '.join(sys.argv[1:])}"
-        write_report(REPORT, "Native quantizers: the same bytes as ggml_quantize_chunk", [
-            f"    {command}",
-            f"Paths compared with ggml, each with all of the weights: "
-            f"{', '.join(path.path for path in paths)}.",
-            table(("type", "made, million weights", "real, million weights", "differing blocks"),
-                  rows),
-            f"Made, in equal shares: {kinds} (tests/awkward_weights.py says what each one is). "
-            f"Importance: even, spread over orders of magnitude, partly or all zero, tiny, huge. "
-            f"Real: every matrix of the checkpoint whose rows fit the type.",
-        ])
+        write_report(
+            REPORT,
+            "Native quantizers: the same bytes as ggml_quantize_chunk",
+            [
+                f"    {command}",
+                f"Paths compared with ggml, each with all of the weights: "
+                f"{', '.join(path.path for path in paths)}.",
+                table(
+                    ("type", "made, million weights", "real, million weights", "differing blocks"),
+                    rows,
+                ),
+                f"Made, in equal shares: {kinds} (tests/awkward_weights.py says what each one is). "
+                f"Importance: even, spread over orders of magnitude, partly or all zero, tiny, huge. "
+                f"Real: every matrix of the checkpoint whose rows fit the type.",
+            ],
+        )
 
 
 def compare(paths: list[Native], kind: TensorType, weighted: bool, n: int, seed: int) -> int:
@@ -106,7 +118,12 @@ def demand_same(
     n_rows, n_columns = weights.shape
     theirs = np.empty(n_rows * kind.row_nbytes(n_columns), np.uint8)
     codec.library().ggml_quantize_chunk(
-        kind.id, weights.ctypes.data, theirs.ctypes.data, 0, n_rows, n_columns,
+        kind.id,
+        weights.ctypes.data,
+        theirs.ctypes.data,
+        0,
+        n_rows,
+        n_columns,
         None if importance is None else importance.ctypes.data,
     )
     for path in paths:
@@ -114,8 +131,10 @@ def demand_same(
         path.quantize(weights.ctypes.data, "F32", n_rows, n_columns, kind, ours, importance)
         differ = (ours != theirs).reshape(-1, kind.block_nbytes).any(axis=1)
         if differ.any():
-            raise SystemExit(f"{kind} on {path.path}, {what}: {differ.sum()} blocks differ, "
-                             f"the first one is {differ.argmax()}")
+            raise SystemExit(
+                f"{kind} on {path.path}, {what}: {differ.sum()} blocks differ, "
+                f"the first one is {differ.argmax()}"
+            )
 
 
 if __name__ == "__main__":
