@@ -1,4 +1,5 @@
-"""Floats of a checkpoint -> rows of a GGUF, through ggml_quantize_chunk of the installed llama.cpp.
+"""Floats of a checkpoint -> rows of a GGUF, through ggml_quantize_chunk of the installed llama.cpp
+or, with the same bytes, the native quantizers.
 
 The shared library libggml-base is opened by ctypes from the folder of llama_cpp, which is looked up
 and not imported. Calls leave Python's lock, so threads run side by side; every thread needs a
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
+from dotscli.quantize.native import quantizer
 from dotscli.quantize.types import BF16, F16, F32, TensorType
 
 Bits = NDArray[np.unsignedinteger[Any]]
@@ -180,20 +182,25 @@ class Codec:
         target: NDArray[np.uint8],
         importance: NDArray[np.float32] | None,
     ) -> None:
-        if self._floats.size < bits.size:
-            self._floats = np.empty(bits.size, np.float32)
-        floats = self._floats[: bits.size]
-        self._widen(bits, dtype, floats)
-        weights = None
         if importance is not None:
             importance = np.ascontiguousarray(importance, np.float32)
-            weights = importance.ctypes.data
         elif self._lib.ggml_quantize_requires_imatrix(kind.id):
             raise DotsError(f"{kind} needs an importance matrix", hint="give one with --imatrix")
         n_rows = bits.size // n_columns
-        made = self._lib.ggml_quantize_chunk(
-            kind.id, floats.ctypes.data, target.ctypes.data, 0, n_rows, n_columns, weights
-        )
+        native = quantizer(kind, importance is not None, self._lib)
+        if native is not None:
+            made = native.quantize(
+                bits.ctypes.data, dtype, n_rows, n_columns, kind, target, importance
+            )
+        else:
+            if self._floats.size < bits.size:
+                self._floats = np.empty(bits.size, np.float32)
+            floats = self._floats[: bits.size]
+            self._widen(bits, dtype, floats)
+            weights = None if importance is None else importance.ctypes.data
+            made = self._lib.ggml_quantize_chunk(
+                kind.id, floats.ctypes.data, target.ctypes.data, 0, n_rows, n_columns, weights
+            )
         if made != target.size or not self._lib.ggml_validate_row_data(
             kind.id, target.ctypes.data, made
         ):
