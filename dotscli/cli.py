@@ -199,7 +199,7 @@ def inspect(
 @grouped
 def doctor(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
     """Say what is installed, on which devices, and what works."""
-    from dotscli.report import doctor
+    from dotscli.doctor import doctor
 
     doctor(terminal_of(context, output), json)
 

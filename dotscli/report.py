@@ -1,4 +1,4 @@
-"""`dots inspect` and `dots doctor`: what a file holds, and what this machine has.
+"""`dots inspect`: what a checkpoint, a GGUF or an importance matrix holds.
 
 Facts are gathered into one value that --json prints as it is and that the tables are made of.
 """
@@ -137,8 +137,7 @@ def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
         "notes": [],
     }
     if is_imatrix:
-        sums = [t.name.removesuffix(".in_sum2") for t in gguf.tensors if ".in_sum2" in t.name]
-        facts["model"] = {"entries": len(sums)}
+        facts["model"] = importance_facts(path)
         return facts, []
     stored = [
         Stored(tensor.name, tensor.type_name, tensor.nbytes, math.prod(tensor.shape))
@@ -156,82 +155,24 @@ def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
     return facts, stored
 
 
-def _shown(value: object) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= SHOWN_KEYS else f"{text[:SHOWN_KEYS]}... ({len(text)} characters)"
+def importance_facts(path: Path) -> dict[str, Any]:
+    """What was measured, on what, and how many experts saw nothing of it."""
+    from dotscli.quantize.importance import load_importance
 
-
-def machine_facts(terminal: Terminal) -> dict[str, Any]:
-    """What is installed and which devices llama.cpp sees."""
-    import ctypes
-    import importlib.metadata
-    import platform
-
-    import psutil
-
-    from dotscli.catalog import cache_folder, models_folder
-    from dotscli.config import config_path
-    from dotscli.engine import devices, versions
-    from dotscli.engine.lib import ggml
-
-    registry = ggml("ggml_backend_reg_by_name", ctypes.c_void_p, ctypes.c_char_p)
-    has_rpc = bool(registry(b"RPC"))
+    importance = load_importance(path)
+    counts = [entry.counts for name, entry in importance.entries.items() if "_exps" in name]
+    seen = [int(count) for entry in counts for count in entry if count > 0]
     return {
-        "versions": {
-            "dots": importlib.metadata.version("dotscli"),
-            "python": platform.python_version(),
-            "system": platform.platform(),
-            **versions(),
-        },
-        "devices": [
-            {
-                "name": device.name,
-                "type": device.type,
-                "description": device.description,
-                "free_bytes": device.free_bytes,
-                "total_bytes": device.total_bytes,
-            }
-            for device in devices()
-        ],
-        "memory": {
-            "free_bytes": psutil.virtual_memory().available,
-            "total_bytes": psutil.virtual_memory().total,
-        },
-        "hot_backend": {"available": False, "reason": "not built in this version"},
-        "rpc": has_rpc,
-        "paths": {
-            "config": str(config_path(terminal.environ)),
-            "models": str(models_folder(terminal.environ)),
-            "cache": str(cache_folder(terminal.environ)),
-        },
+        "datasets": ", ".join(importance.datasets),
+        "chunks": importance.n_chunks,
+        "tensors": len(importance.entries),
+        "experts": sum(len(entry) for entry in counts),
+        "experts_unseen": sum(len(entry) for entry in counts) - len(seen),
+        "tokens_per_expert_least": min(seen, default=0),
+        "tokens_per_expert_most": max(seen, default=0),
     }
 
 
-def doctor(terminal: Terminal, as_json: bool) -> None:
-    """Say what is installed, which devices there are and what does not work.
-
-    Raises:
-        DotsError: llama.cpp is not installed or does not load.
-    """
-    facts = machine_facts(terminal)
-    if as_json:
-        terminal.json(facts)
-        return
-    terminal.table(("program", "version"), list(facts["versions"].items()))
-    terminal.write("\n")
-    rows = [
-        (d["name"], d["type"], format_bytes(d["free_bytes"]), format_bytes(d["total_bytes"]),
-         d["description"])
-        for d in facts["devices"]
-    ]  # fmt: skip
-    terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
-    memory = facts["memory"]
-    terminal.write(
-        f"\nmain memory  {format_bytes(memory['free_bytes'])} free of "
-        f"{format_bytes(memory['total_bytes'])}\n"
-    )
-    hot = facts["hot_backend"]
-    terminal.write(f"hot experts  {'yes' if hot['available'] else 'no: ' + hot['reason']}\n")
-    rpc = "yes" if facts["rpc"] else "no: llama-cpp-python was built without -DGGML_RPC=on"
-    terminal.write(f"RPC workers  {rpc}\n\n")
-    terminal.table(("folder", "where"), list(facts["paths"].items()))
+def _shown(value: object) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= SHOWN_KEYS else f"{text[:SHOWN_KEYS]}... ({len(text)} characters)"

@@ -13,9 +13,11 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dotscli import catalog
+from dotscli.errors import DotsError
 from dotscli.options import parse_size
 from tests import tiny
 from tests.transcript import command, dots, dots_process, environment
@@ -235,7 +237,42 @@ def test_doctor_as_a_table() -> None:
     assert done.exit_status == 0
     for text in ("llama.cpp", "CPU", "hot experts  no: not built in this version", "RPC workers"):
         assert text in done.stdout
-    assert done.stderr == ""
+    assert "warning: " not in done.stdout
+
+
+def test_doctor_says_what_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing() -> dict[str, str]:
+        raise DotsError("llama-cpp-python is not installed", "pip install it")
+
+    monkeypatch.setattr("dotscli.engine.versions", missing)
+    done = dots("doctor")
+    assert done.exit_status == 1
+    assert done.stderr.startswith("error: llama-cpp-python is not installed")
+    assert "main memory" in done.stdout
+    value = dots("doctor", "--json").json
+    assert value["problems"] == ["llama-cpp-python is not installed (pip install it)"]
+
+
+def test_inspect_an_importance_matrix(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    path = tmp_path / "tiny.imatrix.gguf"
+    writer = gguf.GGUFWriter(path, "dots1")
+    writer.add_type("imatrix")
+    writer.add_array("imatrix.datasets", ["calibration.txt"])
+    writer.add_uint32("imatrix.chunk_count", 7)
+    counts = np.arange(8, dtype=np.float32).reshape(8, 1)
+    writer.add_tensor("blk.1.ffn_down_exps.weight.in_sum2", np.ones((8, 160), np.float32))
+    writer.add_tensor("blk.1.ffn_down_exps.weight.counts", counts)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    text = dots("inspect", path).stdout
+    assert "importance matrix" in text
+    assert "calibration.txt" in text
+    facts = dots("inspect", path, "--json").json["model"]
+    assert (facts["chunks"], facts["experts"], facts["experts_unseen"]) == (7, 8, 1)
+    assert facts["tokens_per_expert_most"] == 7
 
 
 def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
