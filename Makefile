@@ -18,7 +18,7 @@ $(BIN)/python:
 	$(BIN)/pip install --quiet --upgrade pip
 
 # Two stamps, so that `make test` adds the test tools to what `make demo` has installed.
-$(VENV)/.installed: pyproject.toml dotscli/native/CMakeLists.txt | $(BIN)/python
+$(VENV)/.installed: pyproject.toml $(shell find dotscli/native -type f) | $(BIN)/python
 	@echo "installing (the first time builds llama.cpp: 3 to 10 minutes)" >&2
 	$(BIN)/pip install --quiet --editable .
 	@touch $@
