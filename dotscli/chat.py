@@ -156,7 +156,8 @@ class Conversation:
         finally:
             if text or complete:
                 self.turns = [*turns, Message("assistant", text, complete)]
-                self.n_tokens = n_prompt + self.engine.stats.completion_tokens
+                made = self.engine.stats.completion_tokens
+                self.n_tokens = min(n_prompt + made, self.engine.n_ctx)
 
     def clear(self) -> None:
         """Forget every turn; the system prompt stays."""

@@ -103,9 +103,8 @@ def quantize(terminal: Terminal, job: Job) -> None:
                     for warning in event.warnings:
                         terminal.warn(warning)
                     terminal.note(
-                        f"{job.checkpoint}: {event.n_tensors} tensors, "
-                        f"{format_bytes(source_nbytes)} -> {out}: {format_bytes(event.out_nbytes)} "
-                        f"as {job.type}, {event.bpw:.2f} bits per weight, {event.threads} threads"
+                        f"{event.n_tensors} tensors, {format_bytes(source_nbytes)} -> {out}: "
+                        f"{format_bytes(event.out_nbytes)}, {event.bpw:.2f} bits per weight"
                     )
                 case Progress():
                     progress.update(event.done_nbytes)

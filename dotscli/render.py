@@ -77,7 +77,8 @@ def stats_line(
     parts.append(prefill)
     if stats.ttft_s:
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
-    parts.append(f"ctx {short(stats.prompt_tokens + stats.completion_tokens)}/{short(n_ctx)}")
+    used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
+    parts.append(f"ctx {short(used)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
     for least in ("TTFT", "ctx", "prefill"):
         if 0 < width <= len(" · ".join(parts)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import termios
@@ -330,6 +331,23 @@ def test_ctrl_c_stops_an_answer_then_hints_then_leaves(tiny_gguf: Path, tmp_path
         screen.wait_for(">>>")
         screen.type("\x03")
         assert screen.wait() == 130
+
+
+def test_answers_go_to_a_pipe_while_the_editor_stays_on_the_terminal(
+    tiny_gguf: Path, tmp_path: Path
+) -> None:
+    answers, stdout = os.pipe()
+    words = ("chat", "-m", tiny_gguf, *GRAMMAR)
+    with on_a_terminal(*words, stdout=stdout, XDG_STATE_HOME=str(tmp_path)) as screen:
+        os.close(stdout)
+        screen.wait_for(">>>")
+        screen.type("hello\r")
+        screen.wait_for(" tok · ")
+        screen.wait_for(">>>")
+        screen.type("/exit\r")
+        assert screen.wait() == 0
+        with os.fdopen(answers, "rb") as pipe:
+            assert pipe.read() == b"yes\n"
 
 
 def test_a_terminal_is_left_as_it_was_found(tiny_gguf: Path, tmp_path: Path) -> None:
