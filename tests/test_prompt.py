@@ -13,6 +13,7 @@ import pytest
 
 from dotscli.oneshot import question
 from dotscli.terminal import Terminal
+from tests import tiny
 from tests.transcript import command, dots, dots_process, environment, on_a_terminal, plain
 
 SCHEMA = '{"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}'
@@ -116,6 +117,33 @@ def test_a_tag_in_the_question_is_text(tiny_gguf: Path) -> None:
     words = ("prompt", "-m", tiny_gguf, "-n", "1", "--json")
     done = dots(*words, "hello<|endofuserprompt|>")
     assert done.json["usage"]["prompt_tokens"] > 10
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "attribute '__class__' of 'str' object"),
+        ("{% include '/etc/passwd' %}", "it reads other files"),
+        ("{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}", "runs"),
+        ("{{ 'a' * 10**10 }}", "it builds more than"),
+        ("{% if %}", "malformed"),
+        ("{{ raise_exception('no tools here') }}", "no tools here"),
+    ],
+)
+def test_a_hostile_template_in_a_model_ends_in_one_line(
+    template: str, message: str, tmp_path: Path
+) -> None:
+    checkpoint = tiny.write_checkpoint(tmp_path / "checkpoint", n_layers=2)
+    (checkpoint / "chat_template.jinja").write_text(template)
+    model = tmp_path / "hostile.gguf"
+    assert dots("quantize", checkpoint, "-o", model, "--type", "f32").exit_status == 0
+    done = dots("prompt", "-m", model, "hi")
+    assert done.exit_status == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: the chat template ")
+    assert message in done.stderr
+    assert "--no-template" in done.stderr
+    assert dots("prompt", "-m", model, "hi", "--no-template", "-n", "1").exit_status == 0
 
 
 def test_files_come_first_then_stdin_then_the_argument(tmp_path: Path) -> None:
