@@ -96,6 +96,20 @@ def test_the_log_of_llama_cpp_comes_only_when_asked_for(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_log_that_cannot_be_written_stops_the_log_only(model: Path) -> None:
+    seen: list[str] = []
+
+    def closed_pipe(line: str) -> None:
+        seen.append(line)
+        if len(seen) > 3:
+            raise BrokenPipeError
+
+    options = EngineOptions(n_threads=1, n_ctx=256, verbose=True)
+    with Engine.load(model, options, on_log=closed_pipe) as engine:
+        assert ids(run(engine))
+    assert len(seen) == 4
+
+
 def test_progress_goes_from_nothing_to_all(model: Path) -> None:
     seen: list[float] = []
     Engine.load(model, EngineOptions(n_threads=1), on_progress=seen.append).close()

@@ -39,7 +39,10 @@ class Log:
         for line in lines:
             self._lines.append((self._level, line[:MAX_LINE]))
             if self.listener is not None:
-                self.listener(line)
+                try:
+                    self.listener(line)
+                except OSError:  # a closed pipe: nobody listens any more, and C cannot be told
+                    self.listener = None
 
     def clear(self) -> None:
         """Forgets what was said: the next complaint is about the next call."""
