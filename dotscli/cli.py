@@ -228,6 +228,13 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
             hint = "put a text of several words in quotes"
         terminal.error(error.format_message(), hint)
         return int(ExitStatus.USAGE)
+    except OSError as error:  # what nobody has foreseen: a file that vanished, a lost mount
+        if terminal.environ.get("DOTS_DEBUG") == "1":
+            raise
+        terminal.error(str(error))
+        return int(ExitStatus.ERROR)
+    except KeyboardInterrupt:
+        return int(ExitStatus.INTERRUPTED)
     except TerminatedError:
         terminal.note("terminated")
         return int(ExitStatus.TERMINATED)
