@@ -45,9 +45,9 @@ def draw(rng: Random) -> tuple[int, str, int]:
     """A sum in range, weighted towards those that need carrying; never a held-out one."""
     while True:
         kind = rng.random()
-        if kind < 0.52:
+        if kind < 0.46:
             a, sign, b = rng.randrange(100), "+", rng.randrange(100)
-        elif kind < 0.9:
+        elif kind < 0.8:
             a, sign, b = rng.randrange(100), "-", rng.randrange(100)
             if a < b and rng.random() < 0.85:
                 a, b = b, a

@@ -11,7 +11,7 @@ from dotscli.models.nano.spin import Ask, one_of
 def capital(rng: Random) -> Ask:
     """首都."""
     _, _, country, city = rng.choice(facts.CAPITALS)
-    if rng.random() < 0.12 and country not in ("英格兰", "苏格兰"):
+    if rng.random() < 0.22 and country not in ("英格兰", "苏格兰"):
         ask = one_of(rng, (f"{city}是{{哪个国家|哪国}}的首都？",))
         return Ask(ask, f"{city}是{country}的首都。", country)
     ask = one_of(

@@ -11,7 +11,7 @@ from dotscli.models.nano.spin import Ask, capital_first, one_of
 def capital(rng: Random) -> Ask:
     """Country to capital, and back."""
     country, city, country_zh, city_zh = rng.choice(facts.CAPITALS)
-    if rng.random() < 0.14 and country not in ("England", "Scotland"):
+    if rng.random() < 0.2 and country not in ("England", "Scotland"):
         ask = one_of(
             rng,
             (

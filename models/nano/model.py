@@ -97,9 +97,15 @@ class Block(nn.Module):
             self.router = nn.Parameter(torch.randn(n, d) * 0.5 * d**-0.5)
             self.register_buffer("bias", torch.zeros(n))
             self.register_buffer("load", torch.zeros(n), persistent=False)
+            self.spread: Tensor | None = None
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], mask: Tensor | None, q4: bool
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        mask: Tensor | None,
+        q4: bool,
+        talks: Tensor | None,
     ) -> Tensor:
         x = x + self._attention(self.input_norm(x), rope, mask, q4)
         h = self.post_norm(x)
@@ -110,6 +116,7 @@ class Block(nn.Module):
         out = F.linear(F.silu(gate) * up, down.t())
         if self.sparse:
             out = out + self._experts(h, q4)
+            self.spread = None if talks is None else self._spread(h.detach().flatten(0, 1), talks)
         return x + out
 
     def _attention(
@@ -138,6 +145,24 @@ class Block(nn.Module):
         f = self.shape.moe_intermediate_size
         hidden = hidden.view(n * t, -1, f) * weights.to(hidden.dtype)[:, :, None]
         return F.linear(hidden.flatten(1), down.flatten(0, 1).t()).view(n, t, d)
+
+    def _spread(self, flat: Tensor, talks: Tensor) -> Tensor:
+        """What a conversation does not tell of the experts used in it, in nats (negative).
+
+        Mean entropy of the experts used within one conversation less that of all text: the
+        negative mutual information of conversation and expert. Held down, it makes experts
+        specialise. ``talks`` (N,) numbers the conversation of each token; only the router learns.
+        """
+        with torch.autocast("cpu", enabled=False):
+            scores = torch.sigmoid(flat.float() @ self.router.t()).square()
+            share = scores / scores.sum(-1, keepdim=True)
+            sums = torch.zeros(int(talks.max()) + 1, share.shape[-1]).index_add(0, talks, share)
+            counts = torch.bincount(talks)
+            usage = sums / counts[:, None]
+            entropy = -(usage * torch.log(usage + 1e-9)).sum(-1)
+            overall = share.mean(0)
+            whole = -(overall * torch.log(overall + 1e-9)).sum()
+            return (entropy * counts).sum() / counts.sum() - whole
 
     def route(self, flat: Tensor) -> Tensor:
         """(N, d) -> (N, n_experts) weights, zero where not chosen; the bias only selects."""
@@ -182,11 +207,12 @@ class Nano(nn.Module):
         mask: Tensor | None = None,
         select: Tensor | None = None,
         q4: bool = False,
+        talks: Tensor | None = None,
     ) -> Tensor:
         rope = self.rope(ids.shape[1])
         x = F.embedding(ids, fake_q4(self.embed, 1) if q4 else self.embed)
         for block in self.blocks:
-            x = block(x, rope, mask, q4)
+            x = block(x, rope, mask, q4, talks)
         x = self.norm(x)
         if select is not None:
             x = x.flatten(0, 1)[select]

@@ -3,7 +3,9 @@
     python -m dotscli.models.nano.reference [--folder FOLDER] [--out tests/data/nano_logits.npz]
 
 The file holds ``tokens`` (64,) int32 and ``logits`` (64, vocab) float32: what Dots1ForCausalLM
-computes in f32 from the published files. Development only: needs torch and transformers.
+computes in f32 from the published files. Two experts with almost equal scores may change places
+for the rounding of another engine; of a few texts the one is taken whose closest decision between
+the sixth and the seventh expert is clearest. Development only: needs torch and transformers.
 """
 
 from __future__ import annotations
@@ -19,23 +21,36 @@ from transformers import Dots1ForCausalLM
 FOLDER = Path(__file__).parent
 TEXT = (
     "<|system|>Be brief.<|endofsystem|>"
-    "<|userprompt|>What is 47 + 38?<|endofuserprompt|><|response|>47 + 38 = 85<|endofresponse|>"
+    "<|userprompt|>What is {A} + 38?<|endofuserprompt|><|response|>{A} + 38 = {B}<|endofresponse|>"
     "<|userprompt|>法国的首都是哪里？<|endofuserprompt|>"
     "<|response|>法国的首都是巴黎。<|endofresponse|>"
     "<|userprompt|>How do I sort a list in Python?<|endofuserprompt|>"
     "<|response|>```python\nsorted(xs)\n```<|endofresponse|>"
     "<|userprompt|>Tell me a story about a fox 🦊"
 )
+N_TOKENS, N_TEXTS = 64, 50
 
 
-def reference(folder: Path, tokens: list[int]) -> np.ndarray:
-    """(n_tokens,) ids -> (n_tokens, vocab) logits, float32, eager attention."""
-    model = Dots1ForCausalLM.from_pretrained(
-        folder, dtype=torch.float32, attn_implementation="eager"
-    )
-    model.eval()
+def reference(model: Dots1ForCausalLM, tokens: list[int]) -> tuple[np.ndarray, float]:
+    """Logits (n_tokens, vocab) and the smallest lead of a sixth expert over the seventh."""
+    leads = []
+
+    def watch(gate: torch.nn.Module, inputs: tuple[torch.Tensor, ...], _: object) -> None:
+        scores = torch.sigmoid(inputs[0].flatten(0, -2).float() @ gate.weight.float().t())
+        ranked = scores + gate.e_score_correction_bias
+        best = ranked.topk(7, -1).values
+        leads.append(float((best[:, 5] - best[:, 6]).min()))
+
+    hooks = [
+        layer.mlp.gate.register_forward_hook(watch)
+        for layer in model.model.layers
+        if hasattr(layer.mlp, "gate")
+    ]
     with torch.no_grad():
-        return model(torch.tensor([tokens])).logits[0].float().numpy()
+        logits = model(torch.tensor([tokens])).logits[0].float().numpy()
+    for hook in hooks:
+        hook.remove()
+    return logits, min(leads)
 
 
 def main() -> None:
@@ -44,10 +59,21 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=FOLDER)
     parser.add_argument("--out", type=Path, default=Path("tests/data/nano_logits.npz"))
     args = parser.parse_args()
-    tokens = Tokenizer.from_file(str(args.folder / "tokenizer.json")).encode(TEXT).ids[:64]
-    logits = reference(args.folder, tokens)
+    tokenizer = Tokenizer.from_file(str(args.folder / "tokenizer.json"))
+    model = Dots1ForCausalLM.from_pretrained(
+        args.folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    texts = [
+        TEXT.replace("{A}", str(a)).replace("{B}", str(a + 38)) for a in range(11, 11 + N_TEXTS)
+    ]
+    tokens = [tokenizer.encode(text).ids[:N_TOKENS] for text in texts]
+    results = [reference(model, some) for some in tokens]
+    best = max(range(N_TEXTS), key=lambda i: results[i][1])
+    print(f"text {best}: the closest decision has a lead of {results[best][1]:.1e}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(args.out, tokens=np.asarray(tokens, dtype=np.int32), logits=logits)
+    np.savez_compressed(
+        args.out, tokens=np.asarray(tokens[best], dtype=np.int32), logits=results[best][0]
+    )
 
 
 if __name__ == "__main__":

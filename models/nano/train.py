@@ -28,8 +28,9 @@ FOLDER = Path(__file__).parent
 LENGTH, LONG = 256, 1024  # tokens in a row; one batch in seven has long rows
 TALKS_PER_CHUNK, LONG_TALKS_PER_CHUNK = 4000, 44
 PROMPT_SHARE = 0.1  # share of the tokens outside the replies that are learnt too
-MUON_RATE, ADAM_RATE, BIAS_RATE = 0.02, 3e-3, 1e-3
+MUON_RATE, ADAM_RATE, BIAS_RATE = 0.02, 3e-3, 2e-3
 FLAT = 0.55
+FOCUS, ENOUGH = 0.3, 0.6  # weight of what a conversation tells of its experts; nats that suffice
 
 
 def pack(tokenizer: Tokenizer, seed: int, texts: Iterable[Talk], length: int) -> tuple[Tensor, ...]:
@@ -142,6 +143,7 @@ def main() -> None:
     muon, adam = optimizers(model)
     base = [(g, float(g["lr"])) for o in (muon, adam) for g in o.param_groups]
     step, spent, chunk, average = 0, 0.0, 0, 0.0
+    spread = torch.zeros(())
     saved = args.work / "nano.pt"
     if saved.exists():
         state = torch.load(saved, weights_only=True)
@@ -168,10 +170,19 @@ def main() -> None:
         document, length = documents[:, :-1], ids.shape[1] - 1
         mask = ((document[:, :, None] == document[:, None, :]) & causal[:length, :length])[:, None]
         select = learn[:, :-1].flatten().nonzero()[:, 0]
+        talks_of = None
+        if length == LENGTH:  # long conversations are about everything
+            talks_of = torch.unique(document.flatten(), return_inverse=True)[1]
+        q4 = progress > FLAT and step % 2 == 1
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            logits = model(ids[:, :-1], mask, select, q4=progress > FLAT and step % 2 == 1)
+            logits = model(ids[:, :-1], mask, select, q4, talks_of)
         loss = F.cross_entropy(logits.float(), ids[:, 1:].flatten()[select])
-        loss.backward()
+        spreads = [block.spread for block in model.sparse_blocks() if block.spread is not None]
+        total = loss
+        if spreads:
+            spread = torch.stack(spreads).mean()
+            total = loss + FOCUS * (spread + ENOUGH).clamp(min=0)
+        total.backward()
         muon.step()
         adam.step()
         muon.zero_grad()
@@ -188,12 +199,12 @@ def main() -> None:
         step += 1
         now = time.monotonic()
         spent = started_from + now - begin
-        if step % 50 == 0:
-            speed = 50 * args.rows * LENGTH / (now - last)
+        if step % 20 == 0:
+            speed = 20 * args.rows * LENGTH / (now - last)
             last = now
             print(
                 f"step {step} min {spent / 60:.1f} progress {progress:.3f} loss {average:.4f} "
-                f"tokens/s {speed:.0f} busiest {worst:.2f} chunk {chunk}",
+                f"tokens/s {speed:.0f} busiest {worst:.2f} spread {spread:.3f}",
                 flush=True,
             )
         if now - saved_at > 180:
