@@ -199,8 +199,8 @@ def machine() -> list[str]:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 cpu = line.split(":", 1)[1].strip()
-    packages = ("llama-cpp-python", "gguf", "numpy")
-    versions = ", ".join(f"{name} {version(name)}" for name in packages)
+    packages = ("llama-cpp-python", "gguf", "numpy", "torch", "transformers", "tokenizers")
+    versions = ", ".join(f"{p} {version(p)}" for p in packages if version(p) != "not installed")
     commit = subprocess.run(
         ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"],
         capture_output=True,
@@ -236,6 +236,21 @@ def write_report(path: Path, title: str, sections: Sequence[str]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n\n".join([f"# {title}", about, *sections]) + "\n", "utf-8")
     note(f"wrote {path}")
+
+
+class Transcript:
+    """Lines that are printed now and kept for the report."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+        self.lines.append(line)
+
+    def block(self) -> str:
+        """All lines as a Markdown code block."""
+        return "\n".join(["```", *self.lines, "```"])
 
 
 def note(text: str) -> None:

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from checkpoint import PRESETS, config
-from measure import dots, dots_env, note, run
+from measure import ROOT, Transcript, dots, dots_env, run, write_report
 from reference import cache_folder
 from texts import MIXED
 from vocabulary import N_BASE_TOKENS, write_vocabulary
@@ -76,11 +76,11 @@ def expected_logits(folder: Path, tokens: list[int]) -> np.ndarray:
     return logits
 
 
-def check_logits(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
-    """Print how far two (n_tokens, n_vocab) arrays agree; whether it is within the limit."""
+def check_logits(name: str, expected: np.ndarray, actual: np.ndarray, out: Transcript) -> bool:
+    """Say how far two (n_tokens, n_vocab) arrays agree; whether it is within the limit."""
     each = np.abs(actual.astype(np.float64) - expected.astype(np.float64)).max(-1)
     same = (expected.argmax(-1) == actual.argmax(-1)).sum()
-    print(
+    out.say(
         f"logits, {name}: {expected.shape[0]} tokens x {expected.shape[1]}, "
         f"spread {expected.std():.2f}: max |d| {each.max():.1e}, "
         f"median of tokens {np.median(each):.1e}, "
@@ -89,7 +89,7 @@ def check_logits(name: str, expected: np.ndarray, actual: np.ndarray) -> bool:
     return bool(each.max() <= TOLERANCE and same == len(expected))
 
 
-def check_tokens(folder: Path, engine: Engine) -> bool:
+def check_tokens(folder: Path, engine: Engine, out: Transcript) -> bool:
     """Compare ids of every text, special tokens read as such, and the way back to bytes."""
     from tokenizers import Tokenizer
 
@@ -100,13 +100,15 @@ def check_tokens(folder: Path, engine: Engine) -> bool:
         actual = engine.tokenize(text, parse_special=True)
         if actual != expected:
             wrong += 1
-            print(f"  differs: {text!r}\n    tokenizers {expected}\n    dots       {actual}")
+            out.say(f"  differs: {text!r}\n    tokenizers {expected}\n    dots       {actual}")
         elif engine.detokenize(actual, special=True).decode() != tokenizer.decode(
             expected, skip_special_tokens=False
         ):
             back += 1
-            print(f"  detokenized differently: {text!r}")
-    print(f"token ids: {len(MIXED) - wrong} of {len(MIXED)} texts equal, {back} come back changed")
+            out.say(f"  detokenized differently: {text!r}")
+    out.say(
+        f"token ids: {len(MIXED) - wrong} of {len(MIXED)} texts equal, {back} come back changed"
+    )
     return wrong == 0 and back == 0
 
 
@@ -119,6 +121,7 @@ def main() -> None:
         help="where the vocabulary package is kept (default: %(default)s)",
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "transformers.md")
     options = parser.parse_args()
     missing = [
         n
@@ -129,11 +132,12 @@ def main() -> None:
         raise SystemExit(f"this Python lacks {', '.join(missing)}; set one up:\n{__doc__}")
     from dotscli.engine import Engine, EngineOptions
 
+    out = Transcript()
     with tempfile.TemporaryDirectory() as name:
         folder, gguf = Path(name) / "checkpoint", Path(name) / "f32.gguf"
         write_with_transformers(folder, options.cache, options.seed)
         written = json.loads((folder / "config.json").read_text())
-        note(
+        out.say(
             f"written by transformers {written['transformers_version']}: "
             f"{written['num_hidden_layers']} layers, "
             f"{len(list(folder.glob('*.safetensors')))} shards"
@@ -145,11 +149,13 @@ def main() -> None:
         sizes = EngineOptions(n_ctx=4 * N_TOKENS, n_batch=N_TOKENS)
         exact = replace(sizes, cache_type_k="f32", cache_type_v="f32", flash_attn="off")
         with Engine.load(gguf, exact) as engine:
-            good = check_logits("f32 attention", expected, engine.logits(tokens))
-            good &= check_tokens(folder, engine)
+            good = check_logits("f32 attention", expected, engine.logits(tokens), out)
+            good &= check_tokens(folder, engine, out)
         with Engine.load(gguf, sizes) as engine:
-            check_logits("default attention", expected, engine.logits(tokens))
-    print("agrees" if good else "DIFFERS")
+            check_logits("default attention", expected, engine.logits(tokens), out)
+    out.say("agrees" if good else "DIFFERS")
+    how = f"`python bench/transformers_check.py --seed {options.seed}`"
+    write_report(options.report, "The same as transformers", [how, out.block()])
     raise SystemExit(0 if good else 1)
 
 

@@ -20,10 +20,10 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from checkpoint import cached
+from checkpoint import PRESETS, cached
 from gguf import GGUFReader
-from measure import dots, dots_env, note, run
-from reference import Reference, cache_folder, reference
+from measure import ROOT, Transcript, dots, dots_env, run, write_report
+from reference import LLAMA_CPP_PYTHON, Reference, cache_folder, reference
 
 TYPES = ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_s", "q4_k_m", "iq4_nl", "iq4_xs", "mxfp4_moe")
 SHAPES = ("mini", "odd", "ragged")
@@ -108,28 +108,15 @@ def one_pass(checkpoint: Path, type: str, work: Path) -> Path:
 
 def stock_loads(gguf: Path, where: Reference) -> str:
     """Let llama-bench load and run the file; its own result line."""
-    done = run(
-        [
-            where.tool("llama-bench"),
-            "-m",
-            gguf,
-            "-p",
-            "8",
-            "-n",
-            "2",
-            "-r",
-            "1",
-            "-t",
-            "1",
-            "-o",
-            "csv",
-        ]
-    )
+    tests = "-p 8 -n 2 -r 1 -t 1 -o csv".split()
+    done = run([where.tool("llama-bench"), "-m", gguf, *tests])
     return f"{len(done.stdout.splitlines()) - 1} tests run"
 
 
-def check(checkpoint: Path, type: str, where: Reference, python: str, work: Path) -> bool:
-    """Make one preset both ways, print what differs, say whether anything unexpected does."""
+def check(
+    checkpoint: Path, type: str, where: Reference, python: str, work: Path, out: Transcript
+) -> bool:
+    """Make one preset both ways, say what differs; whether nothing unexpected does."""
     theirs_path = upstream(checkpoint, type, where, python, work)
     ours_path = one_pass(checkpoint, type, work)
     ours, theirs = GGUFReader(ours_path), GGUFReader(theirs_path)
@@ -140,17 +127,15 @@ def check(checkpoint: Path, type: str, where: Reference, python: str, work: Path
         types[tensor.tensor_type.name] = types.get(tensor.tensor_type.name, 0) + 1
     unexpected = [line for line in keys if line.split(":")[0] not in EXPECTED]
     good = not tensors and not unexpected
-    print(
-        f"{'equal' if good else 'DIFFERENT'}  {checkpoint.name:7s} {type:10s} "
-        f"{len(ours.tensors)} tensors {types}"
-    )
-    for line in tensors:
-        print(f"    tensor {line}")
-    for line in keys:
-        reason = EXPECTED.get(line.split(":")[0])
-        print(f"    key {line}" + (f"   [expected: {reason}]" if reason else ""))
+    wanted = len(keys) - len(unexpected)
     del ours, theirs
-    print(f"    llama-bench: {stock_loads(ours_path, where)}", flush=True)
+    out.say(
+        f"{'equal' if good else 'DIFFERENT'}  {checkpoint.name:7s} {type:10s} "
+        f"{sum(types.values())} tensors ({', '.join(f'{n} {t}' for t, n in types.items())}), "
+        f"{wanted} wanted keys more, llama-bench: {stock_loads(ours_path, where)}"
+    )
+    for line in [*(f"tensor {t}" for t in tensors), *(f"key {k}" for k in unexpected)]:
+        out.say(f"    {line}")
     for path in (ours_path, theirs_path):
         path.unlink()
     return good
@@ -166,21 +151,37 @@ def main() -> None:
     parser.add_argument("--shape", action="append", choices=SHAPES, help="default: all")
     parser.add_argument("--type", action="append", choices=TYPES, help="default: all")
     parser.add_argument("--cache", type=Path, default=cache_folder())
+    parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "equal.md")
     options = parser.parse_args()
     where = reference(options.cache)
     work = options.cache / "upstream_equal"
     work.mkdir(parents=True, exist_ok=True)
     good = True
+    out = Transcript()
     try:
         for shape in options.shape or SHAPES:
             checkpoint = cached(shape, options.cache / "checkpoints", options.cache)
             for type in options.type or TYPES:
-                good &= check(checkpoint, type, where, options.converter_python, work)
+                good &= check(checkpoint, type, where, options.converter_python, work, out)
             default = one_pass(checkpoint, "q4", work)
-            print(f"ours only  {checkpoint.name:7s} q4, llama-bench: {stock_loads(default, where)}")
+            out.say(f"ours   {checkpoint.name:7s} q4: llama-bench: {stock_loads(default, where)}")
     finally:
         shutil.rmtree(work)
-    note("all equal" if good else "there are differences")
+    out.say("all equal" if good else "there are differences")
+    shapes = "\n".join(f"- `{name}`: {PRESETS[name]}" for name in options.shape or SHAPES)
+    keys = "\n".join(f"- `{key}`: {reason}" for key, reason in EXPECTED.items())
+    write_report(
+        options.report,
+        "Equal to llama.cpp's own conversion and quantizer",
+        [
+            f"`python bench/upstream_equal.py`, llama.cpp of llama-cpp-python {LLAMA_CPP_PYTHON}. "
+            "Checkpoints:",
+            shapes,
+            "Keys that only our files have, by intent:",
+            keys,
+            out.block(),
+        ],
+    )
     raise SystemExit(0 if good else 1)
 
 
