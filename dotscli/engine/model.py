@@ -201,7 +201,7 @@ class Engine:
             raise DotsError(
                 f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}, "
                 "the answer included",
-                hint=f"raise it with: --ctx-size {-(-len(tokens) // 1024 + 1) * 1024}",
+                hint=f"raise it with: --ctx-size {(len(tokens) // 1024 + 2) * 1024}",
             )
 
     def _check_ids(self, tokens: Sequence[int]) -> None:
