@@ -108,7 +108,8 @@ def write_model(
     writer.add_expert_weights_norm(True)
     writer.add_expert_gating_func(gguf.ExpertGatingFuncType.SIGMOID)
     n_vocab = int(str(cfg["vocab_size"]))
-    tokens = [*tiny.byte_letters(), *(m.replace(" ", "") for m in tiny.MERGES), *tiny.SPECIAL_TOKENS]
+    merged = [merge.replace(" ", "") for merge in tiny.MERGES]
+    tokens = [*tiny.byte_letters(), *merged, *tiny.SPECIAL_TOKENS]
     tokens += [f"[PAD{i}]" for i in range(len(tokens), n_vocab)]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("qwen2")
@@ -150,22 +151,30 @@ class Run:
         hot: HotModel | None = None,
         *,
         n_ctx: int = 1024,
-        n_threads: int = 2,
+        n_threads: int = 1,
         n_gpu_layers: int = 0,
         use_mmap: bool = True,
         extra: bool = False,
         op_offload: bool = True,
         eval_callback: Callable[[str, bool], bool] | None = None,
+        beside: Run | None = None,
     ) -> None:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = n_gpu_layers
         params.use_mmap = use_mmap
         params.use_extra_bufts = extra
+        if n_gpu_layers == 0:  # an empty list: not even for the layers that nobody asked for
+            self.devices = (ctypes.c_void_p * 1)(None)
+            params.devices = ctypes.cast(self.devices, ctypes.c_void_p)
         if hot is not None:
             params.tensor_buft_overrides = ctypes.cast(hot.overrides, ctypes.c_void_p)
         self.hot = hot
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        self.owns_model = beside is None
+        if beside is not None:  # a second context of the same model
+            self.model = beside.model
+        else:
+            self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if hot is not None:
             hot.loaded()
         assert self.model, f"llama.cpp can't load {path}"
@@ -214,7 +223,8 @@ class Run:
 
     def close(self) -> None:
         llama_cpp.llama_free(self.ctx)
-        llama_cpp.llama_model_free(self.model)
+        if self.owns_model:
+            llama_cpp.llama_model_free(self.model)
         if self.hot is not None:
             self.hot.close()
 

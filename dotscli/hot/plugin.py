@@ -10,59 +10,17 @@ is worth being resident (placement.py), or of what the counts mean (heat.py).
 from __future__ import annotations
 
 import ctypes
-import functools
-import importlib.metadata
-import importlib.util
 from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+
+import numpy as np
 
 from dotscli.errors import DotsError
-
-if TYPE_CHECKING:
-    import numpy as np
+from dotscli.hot import library
 
 EXPERTS_PATTERN = rb"ffn_(up|gate|down)_exps"
-_LIBRARY_NAMES = ("libdots_hot.so", "libdots_hot.dylib")
-_LLAMA_NAMES = ("libllama.so", "libllama.dylib")
-
-
-class _Layer(ctypes.Structure):
-    _fields_ = (
-        ("layer", ctypes.c_int32),
-        ("n_experts", ctypes.c_int32),
-        ("n_slots", ctypes.c_int32),
-        ("n_resident", ctypes.c_int32),
-        ("expert_nbytes", ctypes.c_uint64),
-        ("off", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
-    )
-
-
-class _Counters(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_uint64)
-        for name in (
-            "decode_hits",
-            "decode_misses",
-            "prefill_hits",
-            "prefill_misses",
-            "uploads",
-            "uploaded_nbytes",
-            "cpu_ns",
-            "device_ns",
-            "wait_ns",
-        )
-    )
-
-
-class BufferTypeOverride(ctypes.Structure):
-    """One entry of llama_model_params.tensor_buft_overrides; an entry without pattern ends them."""
-
-    _fields_ = (("pattern", ctypes.c_char_p), ("buft", ctypes.c_void_p))
 
 
 @dataclass(frozen=True)
@@ -81,8 +39,8 @@ class HotLayer:
 class HotCounters:
     """Sums since the model was loaded; a pair is one token at one of its experts.
 
-    `decode` are batches of up to 8 tokens. `device_ns` is what the computing thread spent on handing
-    work to the device and waiting for it, `wait_ns` the part of it after the CPU side was done.
+    `decode` are batches of up to 8 tokens. `device_ns` is what the computing thread spent on
+    handing work to the device and waiting for it, `wait_ns` the part of it after the CPU was done.
     """
 
     decode_hits: int
@@ -97,19 +55,20 @@ class HotCounters:
 
     @property
     def decode_hit_rate(self) -> float:
-        """Share of pairs whose expert was on the device while decoding; 0 before the first token."""
+        """Share of pairs computed on the device while decoding; 0 before the first token."""
         n_pairs = self.decode_hits + self.decode_misses
         return self.decode_hits / n_pairs if n_pairs else 0.0
 
 
 class HotModel:
-    """One loaded model's residency and counts. `close` before or after the model itself is freed."""
+    """One loaded model's residency and counts. Close it when the model itself is freed."""
 
-    def __init__(self, library: ctypes.CDLL, number: int, buffer_type: int) -> None:
-        self._library = library
+    def __init__(self, loaded: ctypes.CDLL, number: int, buffer_type: int) -> None:
+        self._library = loaded
         self._number = number
-        self.overrides = (BufferTypeOverride * 2)(
-            BufferTypeOverride(EXPERTS_PATTERN, buffer_type), BufferTypeOverride(None, None)
+        self.overrides = (library.BufferTypeOverride * 2)(
+            library.BufferTypeOverride(EXPERTS_PATTERN, buffer_type),
+            library.BufferTypeOverride(None, None),
         )
 
     def __enter__(self) -> HotModel:
@@ -133,7 +92,7 @@ class HotModel:
     def layers(self) -> tuple[HotLayer, ...]:
         """The MoE layers whose experts the backend holds, in order."""
         n_layers = self._library.dots_hot_layers(self._number, None, 0)
-        found = (_Layer * n_layers)()
+        found = (library.Layer * n_layers)()
         self._library.dots_hot_layers(self._number, found, n_layers)
         return tuple(
             HotLayer(
@@ -159,8 +118,8 @@ class HotModel:
     def place(self, layer: int, slot: int, expert: int) -> None:
         """Copy an expert into a slot of its layer, in place of the one there; -1 empties the slot.
 
-        May be called from any thread while tokens are computed. Until the copy is complete, both the
-        old and the new expert are computed on the CPU.
+        May be called from any thread while tokens are computed. Until the copy is complete, both
+        the old and the new expert are computed on the CPU.
 
         Raises:
             DotsError: if layer, slot or expert don't exist, or if the expert has another slot.
@@ -185,14 +144,14 @@ class HotModel:
                 self.place(layer, slot, missing.pop() if missing else -1)
 
     def counters(self) -> HotCounters:
-        found = _Counters()
+        found = library.Counters()
         self._library.dots_hot_read_counters(self._number, ctypes.byref(found))
-        return HotCounters(**{name: getattr(found, name) for name, _ in _Counters._fields_})
+        return HotCounters(
+            **{field.name: getattr(found, field.name) for field in fields(HotCounters)}
+        )
 
     def heat(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
         """Layer -> tokens routed to each expert, (decoding, prompts), both uint64 [n_experts]."""
-        import numpy as np
-
         counts = {}
         for layer in self.layers():
             decode, prefill = (np.zeros(layer.n_experts, np.uint64) for _ in range(2))
@@ -225,14 +184,14 @@ class HotModel:
 class HotBackend:
     """The registered backend. There is one per process: use `backend()`."""
 
-    def __init__(self, library: ctypes.CDLL) -> None:
-        self._library = library
+    def __init__(self, loaded: ctypes.CDLL) -> None:
+        self._library = loaded
 
     def open(self, device: str | None) -> HotModel:
         """Begin to load a model whose hot experts will live on `device` (a ggml device name).
 
-        Call `loaded` on the result when llama.cpp has loaded the file, also when it failed. Without a
-        device the model computes as ever and only counts heat.
+        Call `loaded` on the result when llama.cpp has loaded the file, also when it failed. Without
+        a device the model computes as ever and only counts heat.
 
         Raises:
             DotsError: if there is no such device, or another model is being loaded.
@@ -251,70 +210,9 @@ def _pointer(counts: np.ndarray) -> ctypes.c_void_p:
     return ctypes.c_void_p(counts.ctypes.data)
 
 
-def library_path() -> Path | None:
-    """The installed shared library, or None where dots was installed without native code."""
-    folders = [Path(__file__).parent / "lib"]
-    with suppress(importlib.metadata.PackageNotFoundError):
-        installed = importlib.metadata.distribution("dotscli").locate_file("dotscli/hot/lib")
-        folders.insert(0, Path(str(installed)))
-    paths = (folder / name for folder in folders for name in _LIBRARY_NAMES)
-    return next((path for path in paths if path.is_file()), None)
-
-
-def llama_path() -> Path | None:
-    """libllama as llama_cpp loads it: a handle to this very file leads to the right ggml.
-
-    The folder holds full copies of every library under several names, and a copy that libllama
-    itself was not linked with has a registry of its own.
-    """
-    spec = importlib.util.find_spec("llama_cpp")
-    if spec is None or spec.origin is None:
-        return None
-    paths = (Path(spec.origin).parent / "lib" / name for name in _LLAMA_NAMES)
-    return next((path for path in paths if path.is_file()), None)
-
-
-@functools.lru_cache(maxsize=None)
-def _start() -> tuple[HotBackend | None, str]:
-    ours, llama = library_path(), llama_path()
-    if ours is None:
-        return None, "dots was installed without its native libraries"
-    if llama is None:
-        return None, "llama-cpp-python has no libllama where it is expected"
-    try:
-        library, libllama = ctypes.CDLL(str(ours)), ctypes.CDLL(str(llama))
-    except OSError as error:
-        return None, str(error)
-    _declare(library)
-    problem = library.dots_hot_start(ctypes.c_void_p(libllama._handle))
-    return (None, problem.decode()) if problem else (HotBackend(library), "")
-
-
-def _declare(library: ctypes.CDLL) -> None:
-    number, text, pointer = ctypes.c_int32, ctypes.c_char_p, ctypes.c_void_p
-    signatures: dict[str, tuple[object, list[object]]] = {
-        "dots_hot_start": (text, [pointer]),
-        "dots_hot_buffer_type": (pointer, []),
-        "dots_hot_open": (number, [text, pointer]),
-        "dots_hot_loaded": (None, [number]),
-        "dots_hot_close": (None, [number]),
-        "dots_hot_layers": (number, [number, pointer, number]),
-        "dots_hot_reserve": (text, [number, number, number]),
-        "dots_hot_place": (text, [number, number, number, number]),
-        "dots_hot_residents": (number, [number, number, pointer, number]),
-        "dots_hot_read_counters": (number, [number, pointer]),
-        "dots_hot_read_heat": (number, [number, number, pointer, pointer, number]),
-        "dots_hot_trace": (text, [number, text]),
-        "dots_hot_messages": (text, [number]),
-    }
-    for name, (result, arguments) in signatures.items():
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-
-
 def unavailable() -> str:
     """Why hot experts can't be used here, in one line; empty if they can."""
-    return _start()[1]
+    return library.start()[1]
 
 
 def backend() -> HotBackend:
@@ -323,7 +221,7 @@ def backend() -> HotBackend:
     Raises:
         DotsError: with the reason, if this installation can't have it.
     """
-    found, reason = _start()
+    found, reason = library.start()
     if found is None:
         raise DotsError(f"no hot experts: {reason}", hint="dots doctor shows what is installed")
-    return found
+    return HotBackend(found)
