@@ -10,15 +10,18 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import gguf
 import llama_cpp
 import numpy as np
 
+from dotscli.hot import library
 from dotscli.hot.plugin import HotModel
 from tests import tiny
 
+SILENT = llama_cpp.llama_log_callback(lambda *_: None)
 Type = gguf.GGMLQuantizationType
 NAMES = {
     "model.embed_tokens": "token_embd",
@@ -53,6 +56,24 @@ def ggml_base() -> ctypes.CDLL:
         ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
     ]  # fmt: skip
     return library
+
+
+def find_device(name: str) -> int:
+    path = library.llama_path()
+    assert path
+    llama = ctypes.CDLL(str(path))
+    llama.ggml_backend_dev_by_name.restype = ctypes.c_void_p
+    return int(llama.ggml_backend_dev_by_name(name.encode()))
+
+
+@contextmanager
+def log() -> Iterator[list[str]]:
+    """What llama.cpp says meanwhile, piece by piece; afterwards it is silent."""
+    pieces: list[str] = []
+    listening = llama_cpp.llama_log_callback(lambda _level, text, _: pieces.append(text.decode()))
+    llama_cpp.llama_log_set(listening, None)
+    yield pieces
+    llama_cpp.llama_log_set(SILENT, None)
 
 
 def quantize(values: np.ndarray, qtype: Type) -> np.ndarray:
@@ -152,7 +173,7 @@ class Run:
         *,
         n_ctx: int = 1024,
         n_threads: int = 1,
-        n_gpu_layers: int = 0,
+        dense_on: str | None = None,
         use_mmap: bool = True,
         extra: bool = False,
         op_offload: bool = True,
@@ -161,12 +182,12 @@ class Run:
     ) -> None:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
-        params.n_gpu_layers = n_gpu_layers
+        params.n_gpu_layers = 99 if dense_on else 0
         params.use_mmap = use_mmap
         params.use_extra_bufts = extra
-        if n_gpu_layers == 0:  # an empty list: not even for the layers that nobody asked for
-            self.devices = (ctypes.c_void_p * 1)(None)
-            params.devices = ctypes.cast(self.devices, ctypes.c_void_p)
+        # Without such a list llama.cpp takes every device of the process.
+        self.devices = (ctypes.c_void_p * 2)(find_device(dense_on) if dense_on else None, None)
+        params.devices = ctypes.cast(self.devices, ctypes.c_void_p)
         if hot is not None:
             params.tensor_buft_overrides = ctypes.cast(hot.overrides, ctypes.c_void_p)
         self.hot = hot

@@ -1,11 +1,13 @@
 """Devices to be hot on without a GPU: a second CPU backend, one that lags, one over RPC.
 
-The lagging device (tests/native/lagging_device.cpp) is built once per run with the system's compiler.
+The lagging device (tests/native/lagging_device.cpp) is built once per run with the system's
+compiler and CXXFLAGS.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import socket
 import subprocess
@@ -23,7 +25,8 @@ import ctypes, sys
 lib = ctypes.CDLL(sys.argv[1])
 lib.ggml_backend_dev_by_type.restype = ctypes.c_void_p
 devices = (ctypes.c_void_p * 1)(lib.ggml_backend_dev_by_type(0))
-lib.ggml_backend_rpc_start_server(sys.argv[2].encode(), None, ctypes.c_size_t(2), ctypes.c_size_t(1), devices)
+n_threads = n_devices = ctypes.c_size_t(1)
+lib.ggml_backend_rpc_start_server(sys.argv[2].encode(), None, n_threads, n_devices, devices)
 """
 
 
@@ -43,6 +46,7 @@ class LaggingDevice:
         sources = [ROOT / "tests/native/lagging_device.cpp", ROOT / "dotscli/native/ggml_calls.cpp"]
         subprocess.run(
             [command, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden",
+             *os.environ.get("CXXFLAGS", "").split(),
              f"-I{ROOT / 'dotscli/native'}", *sources, "-o", target, "-ldl", "-lpthread"],
             check=True,
         )  # fmt: skip
@@ -70,6 +74,10 @@ class LaggingDevice:
 
     def n_pinned_buffers(self) -> int:
         return int(self.library.lag_n_pinned_buffers())
+
+
+def has_rpc() -> bool:
+    return hasattr(ctypes.CDLL(str(library.llama_path())), "ggml_backend_rpc_add_server")
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """Hot experts change where a token is computed and nothing else: logits equal to the last bit.
 
-The hot device here is a second CPU backend, which has the kernels of stock llama.cpp, or a device that
-lags behind and fails on demand. Stock means llama.cpp without extra buffer types, so without
+The hot device here is a second CPU backend, which has the kernels of stock llama.cpp, or a device
+that lags behind and fails on demand. Stock means llama.cpp without extra buffer types, so without
 weight repacking.
 """
 
@@ -19,8 +19,8 @@ llama_cpp = pytest.importorskip("llama_cpp")
 from dotscli.errors import DotsError  # noqa: E402  # after the check that there is a llama_cpp
 from dotscli.hot import library, plugin  # noqa: E402
 from dotscli.hot.plugin import HotModel  # noqa: E402
-from tests.dots1_gguf import Run, Type, batches, ggml_base, write_model  # noqa: E402
-from tests.hot_devices import LaggingDevice, compiler, rpc_device  # noqa: E402
+from tests.dots1_gguf import Run, Type, batches, log, write_model  # noqa: E402
+from tests.hot_devices import LaggingDevice, compiler, has_rpc, rpc_device  # noqa: E402
 
 if library.library_path() is None:
     pytest.skip("installed without native libraries", allow_module_level=True)
@@ -30,18 +30,16 @@ N_EXPERTS = 20
 # up and gate, down: what the recipes give the routed experts, and the plain types.
 TYPES = [
     (Type.Q4_K, Type.Q5_0), (Type.Q4_K, Type.Q8_0), (Type.Q4_K, Type.Q5_1), (Type.Q5_K, Type.Q5_1),
-    (Type.Q6_K, Type.Q8_0), (Type.Q4_0, Type.Q4_0), (Type.Q4_0, Type.Q4_1), (Type.IQ4_NL, Type.IQ4_NL),
-    (Type.IQ4_XS, Type.IQ4_NL), (Type.MXFP4, Type.MXFP4), (Type.Q8_0, Type.Q8_0), (Type.F32, Type.F32),
-    (Type.F16, Type.F16), (Type.BF16, Type.BF16),
+    (Type.Q6_K, Type.Q8_0), (Type.Q4_0, Type.Q4_0), (Type.Q4_0, Type.Q4_1), (Type.Q8_0, Type.Q8_0),
+    (Type.IQ4_NL, Type.IQ4_NL), (Type.IQ4_XS, Type.IQ4_NL), (Type.MXFP4, Type.MXFP4),
+    (Type.F32, Type.F32), (Type.F16, Type.F16), (Type.BF16, Type.BF16),
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quiet() -> Iterator[None]:
-    silent = llama_cpp.llama_log_callback(lambda *_: None)
-    llama_cpp.llama_log_set(silent, None)
-    yield
-    llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), None)
+    with log():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -269,8 +267,26 @@ def test_a_device_without_memory_later(
         assert len(hot.messages()) == said
 
 
+@pytest.mark.parametrize("n_used", [1, 4])
+def test_dense_layers_and_hot_experts_on_one_device(
+    n_used: int, lagging: LaggingDevice, tmp_path: Path
+) -> None:
+    """Here activations arrive as copies, and with one expert a token llama.cpp lets the result take
+    over their memory: each side must have read them before the other writes."""
+    path = write_model(
+        tmp_path / "m.gguf", Type.Q4_0,
+        n_layers=4, n_ff_expert=288, n_experts=8, n_experts_used=n_used,
+    )  # fmt: skip
+    with Run(path) as run:
+        expected = [run.decode(batch) for batch in batches(SIZES)]
+    hot = opened(lagging.name)
+    with Run(path, hot, dense_on=lagging.name, op_offload=False) as run:
+        make_resident(hot, 50)
+        assert_same(run, expected)
+
+
 def test_a_device_over_the_network(model: Path, stock: list[np.ndarray]) -> None:
-    if not hasattr(ggml_llama(), "ggml_backend_rpc_add_server"):
+    if not has_rpc():
         pytest.skip("this llama.cpp has no RPC")
     with rpc_device() as name:
         hot = opened(name)
@@ -279,12 +295,10 @@ def test_a_device_over_the_network(model: Path, stock: list[np.ndarray]) -> None
             assert_same(run, stock)
             assert hot.counters().decode_hits > 0
             assert hot.messages() == ()
-
-
-def ggml_llama() -> object:
-    import ctypes
-
-    return ctypes.CDLL(str(library.llama_path()))
+        hot = opened(name)
+        with Run(model, hot, dense_on=name, op_offload=False) as run:
+            make_resident(hot, 10)
+            assert_same(run, stock)
 
 
 def test_the_reference_can_tell_a_difference(model: Path, tmp_path: Path) -> None:
@@ -295,4 +309,3 @@ def test_the_reference_can_tell_a_difference(model: Path, tmp_path: Path) -> Non
     )  # fmt: skip
     with Run(model) as a, Run(other) as b:
         assert (a.decode([1]) != b.decode([1])).all()
-    assert ggml_base()
