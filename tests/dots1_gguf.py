@@ -221,8 +221,8 @@ class Run:
         self.kept = llama_cpp.ggml_backend_sched_eval_callback(call)
         return self.kept
 
-    def decode(self, tokens: Sequence[int]) -> np.ndarray:
-        """Logits of every token, float32 [n_tokens, n_vocab]."""
+    def decode(self, tokens: Sequence[int], *, outputs: bool = True) -> np.ndarray:
+        """Logits of every token, float32 [n_tokens, n_vocab]; of none if no outputs are wanted."""
         n = len(tokens)
         batch = llama_cpp.llama_batch_init(n, 0, 1)
         batch.n_tokens = n
@@ -231,10 +231,12 @@ class Run:
             batch.pos[i] = self.position + i
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
-            batch.logits[i] = 1
+            batch.logits[i] = outputs
         assert llama_cpp.llama_decode(self.ctx, batch) == 0
         llama_cpp.llama_batch_free(batch)
         self.position += n
+        if not outputs:
+            return np.empty((0, self.n_vocab), np.float32)
         logits = llama_cpp.llama_get_logits(self.ctx)
         return np.ctypeslib.as_array(logits, (n, self.n_vocab)).copy()
 

@@ -76,6 +76,35 @@ class LaggingDevice:
         return int(self.library.lag_n_pinned_buffers())
 
 
+class _ThreadpoolParams(ctypes.Structure):
+    _fields_ = (
+        ("cpumask", ctypes.c_bool * 512),
+        ("n_threads", ctypes.c_int),
+        ("prio", ctypes.c_int),
+        ("poll", ctypes.c_uint32),
+        ("strict_cpu", ctypes.c_bool),
+        ("paused", ctypes.c_bool),
+    )
+
+
+@contextmanager
+def threadpool(n_threads: int) -> Iterator[int]:
+    """The address of a ggml_threadpool."""
+    ggml = ctypes.CDLL(str(library.llama_path()))
+    ggml.ggml_threadpool_new.restype = ctypes.c_void_p
+    ggml.ggml_threadpool_free.argtypes = [ctypes.c_void_p]
+    params = _ThreadpoolParams(n_threads=n_threads, poll=50)
+    pool = ggml.ggml_threadpool_new(ctypes.byref(params))
+    yield int(pool)
+    ggml.ggml_threadpool_free(pool)
+
+
+def attach_threadpool(context: int, pool: int) -> None:
+    llama = ctypes.CDLL(str(library.llama_path()))
+    llama.llama_attach_threadpool.argtypes = [ctypes.c_void_p] * 3
+    llama.llama_attach_threadpool(context, pool, pool)
+
+
 def has_rpc() -> bool:
     return hasattr(ctypes.CDLL(str(library.llama_path())), "ggml_backend_rpc_add_server")
 

@@ -20,7 +20,14 @@ from dotscli.errors import DotsError  # noqa: E402  # after the check that there
 from dotscli.hot import library, plugin  # noqa: E402
 from dotscli.hot.plugin import HotModel  # noqa: E402
 from tests.dots1_gguf import Run, Type, batches, log, write_model  # noqa: E402
-from tests.hot_devices import LaggingDevice, compiler, has_rpc, rpc_device  # noqa: E402
+from tests.hot_devices import (  # noqa: E402
+    LaggingDevice,
+    attach_threadpool,
+    compiler,
+    has_rpc,
+    rpc_device,
+    threadpool,
+)
 
 if library.library_path() is None:
     pytest.skip("installed without native libraries", allow_module_level=True)
@@ -133,6 +140,41 @@ def test_two_threads(model: Path) -> None:
     with Run(model, hot, n_threads=2) as run:
         make_resident(hot, 50)
         assert_same(run, expected, sizes)
+
+
+def test_a_prompt_of_which_no_logits_are_wanted(model: Path) -> None:
+    """The last layer then has not a single token."""
+    hot = opened()
+    with Run(model) as plain, Run(model, hot) as run:
+        make_resident(hot, 50)
+        for either in (plain, run):
+            either.decode([1, 2, 3], outputs=False)
+        np.testing.assert_array_equal(run.decode([4]), plain.decode([4]))
+
+
+def test_a_warm_up_that_uses_every_expert(model: Path) -> None:
+    hot = opened()
+    with Run(model) as plain, Run(model, hot) as run:
+        make_resident(hot, 50)
+        for either in (plain, run):
+            llama_cpp.llama_set_warmup(either.ctx, True)
+            warm = either.decode([1, 2])
+            llama_cpp.llama_set_warmup(either.ctx, False)
+            either.clear()
+        assert warm.shape == (2, run.n_vocab)
+        assert all(not decode.any() for decode, _ in hot.heat().values())
+        np.testing.assert_array_equal(run.decode([4]), plain.decode([4]))
+
+
+def test_one_threadpool_for_all(model: Path, stock: list[np.ndarray]) -> None:
+    hot = opened()
+    with threadpool(2) as pool:
+        plugin.backend().set_threadpool(pool)
+        with Run(model, hot) as run:
+            plugin.backend().set_threadpool(None)
+            attach_threadpool(run.ctx, pool)
+            make_resident(hot, 50)
+            assert_same(run, stock)
 
 
 def test_two_thousand_tokens_while_experts_are_exchanged(tmp_path: Path) -> None:

@@ -96,6 +96,7 @@ def _declare(library: ctypes.CDLL) -> None:
     signatures: dict[str, tuple[object, list[object]]] = {
         "dots_hot_start": (text, [pointer]),
         "dots_hot_buffer_type": (pointer, []),
+        "dots_hot_set_threadpool": (None, [pointer]),
         "dots_hot_open": (number, [text, pointer]),
         "dots_hot_loaded": (None, [number]),
         "dots_hot_close": (None, [number]),

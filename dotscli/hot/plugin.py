@@ -187,6 +187,15 @@ class HotBackend:
     def __init__(self, loaded: ctypes.CDLL) -> None:
         self._library = loaded
 
+    def set_threadpool(self, threadpool: int | None) -> None:
+        """Let contexts made from here on compute with a ggml_threadpool (its address).
+
+        Give it to llama_attach_threadpool too, and free it after the contexts. It needs as many
+        threads as any of them uses. Worth having where ggml was built without OpenMP, whose threads
+        are shared anyway.
+        """
+        self._library.dots_hot_set_threadpool(threadpool)
+
     def open(self, device: str | None) -> HotModel:
         """Begin to load a model whose hot experts will live on `device` (a ggml device name).
 

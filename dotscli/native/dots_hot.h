@@ -39,6 +39,10 @@ DOTS_HOT_API const char * dots_hot_start(void * libllama);
 // What llama_model_params.tensor_buft_overrides needs for the routed experts.
 DOTS_HOT_API void * dots_hot_buffer_type(void);
 
+// The ggml_threadpool that contexts made from here on compute with, null for none. It must have as
+// many threads as are ever asked for and outlive the contexts; llama_attach_threadpool takes the same.
+DOTS_HOT_API void dots_hot_set_threadpool(void * threadpool);
+
 // Device by its ggml name, null for none. Returns a model's number, or 0 and *problem.
 DOTS_HOT_API int32_t      dots_hot_open(const char * device, const char ** problem);
 DOTS_HOT_API void         dots_hot_loaded(int32_t model);

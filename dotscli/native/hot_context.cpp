@@ -90,6 +90,32 @@ void pair_list::add(int32_t token, int32_t expert, int32_t row) {
 
 // hot_context
 
+// Functions that only a CPU backend has are asked for by name.
+static void * cpu_function(ggml_backend * backend, const char * name) {
+    ggml_backend_reg * reg = ggml.ggml_backend_dev_backend_reg(ggml.ggml_backend_get_device(backend));
+    return ggml.ggml_backend_reg_get_proc_address(reg, name);
+}
+
+static void set_backend_n_threads(ggml_backend * backend, int n_threads) {
+    typedef void (*set_n_threads_t)(ggml_backend * backend, int n_threads);
+    auto set = reinterpret_cast<set_n_threads_t>(cpu_function(backend, "ggml_backend_set_n_threads"));
+    if (set != nullptr && n_threads > 0) {
+        set(backend, n_threads);
+    }
+}
+
+static void set_backend_threadpool(ggml_backend * backend, ggml_threadpool * threadpool) {
+    typedef void (*set_threadpool_t)(ggml_backend * backend, ggml_threadpool * threadpool);
+    auto set = reinterpret_cast<set_threadpool_t>(cpu_function(backend, "ggml_backend_cpu_set_threadpool"));
+    if (set != nullptr && threadpool != nullptr) {
+        set(backend, threadpool);
+    }
+}
+
+hot_context::hot_context(ggml_backend * cpu, ggml_threadpool * threadpool) : cpu_(cpu), threadpool_(threadpool) {
+    set_backend_threadpool(cpu_, threadpool_);
+}
+
 hot_context::~hot_context() {
     unbind();
     host_chains_.clear();
@@ -115,23 +141,14 @@ void hot_context::unbind() {
     model_ = nullptr;
 }
 
-static void forward_n_threads(ggml_backend * backend, int n_threads) {
-    typedef void (*set_n_threads_t)(ggml_backend * backend, int n_threads);
-    ggml_backend_reg * reg = ggml.ggml_backend_dev_backend_reg(ggml.ggml_backend_get_device(backend));
-    auto set = reinterpret_cast<set_n_threads_t>(ggml.ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"));
-    if (set != nullptr) {
-        set(backend, n_threads);
-    }
-}
-
 void hot_context::set_n_threads(int n_threads) {
     if (n_threads == n_threads_) {
         return;
     }
     n_threads_ = n_threads;
-    forward_n_threads(cpu_, n_threads);
+    set_backend_n_threads(cpu_, n_threads);
     if (device_ != nullptr) {
-        forward_n_threads(device_, n_threads);
+        set_backend_n_threads(device_, n_threads);
     }
 }
 
@@ -169,9 +186,8 @@ bool hot_context::bind(const std::shared_ptr<hot_model> & model) {
     if (device_ == nullptr) {
         return false;
     }
-    if (n_threads_ > 0) {
-        forward_n_threads(device_, n_threads_);
-    }
+    set_backend_n_threads(device_, n_threads_);
+    set_backend_threadpool(device_, threadpool_);
     device_buft_ = ggml.ggml_backend_dev_buffer_type(model->device);
     pinned_buft_ = ggml.ggml_backend_dev_host_buffer_type(model->device);
 

@@ -57,7 +57,8 @@ struct pair_list {
 
 class hot_context {
   public:
-    explicit hot_context(ggml_backend * cpu) : cpu_(cpu) {}
+    // `threadpool` may be null; it outlives the context.
+    hot_context(ggml_backend * cpu, ggml_threadpool * threadpool);
     ~hot_context();
 
     ggml_backend * cpu() const { return cpu_; }
@@ -76,6 +77,9 @@ class hot_context {
   private:
     ggml_backend * cpu_;
     int            n_threads_ = 0;
+    // Where ggml keeps threads of its own (built without OpenMP), llama.cpp's CPU backend and both of
+    // ours take turns on one pool. OpenMP's threads are shared as they are.
+    ggml_threadpool * threadpool_;
 
     std::shared_ptr<hot_model> model_;  // whose device is bound
     ggml_backend *             device_       = nullptr;

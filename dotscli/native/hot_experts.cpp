@@ -37,7 +37,8 @@ struct process_state {
     int32_t                                       last   = 0;
     std::shared_ptr<hot_model>                    opened;  // whose weights are being loaded
     std::string                                   start_problem;
-    bool                                          started = false;
+    bool                                          started    = false;
+    ggml_threadpool *                             threadpool = nullptr;
 };
 
 static process_state & state() {
@@ -438,11 +439,12 @@ static ggml_backend * hot_device_init_backend(ggml_backend_device * device, cons
     if (cpu == nullptr) {
         return nullptr;
     }
+    std::lock_guard<std::mutex> lock(state().mutex);
     return new ggml_backend{
         /* .guid    = */ hot_guid,
         /* .iface   = */ hot_backend_i,
         /* .device  = */ device,
-        /* .context = */ new hot_context(cpu),
+        /* .context = */ new hot_context(cpu, state().threadpool),
     };
 }
 
@@ -569,6 +571,11 @@ const char * dots_hot_start(void * libllama) {
 
 void * dots_hot_buffer_type(void) {
     return &hot_buft;
+}
+
+void dots_hot_set_threadpool(void * threadpool) {
+    std::lock_guard<std::mutex> lock(state().mutex);
+    state().threadpool = static_cast<ggml_threadpool *>(threadpool);
 }
 
 int32_t dots_hot_open(const char * device, const char ** problem) {
