@@ -53,9 +53,9 @@ class BufferTypeOverride(ctypes.Structure):
 
 def library_path() -> Path | None:
     """The installed shared library, or None where dots was installed without native code."""
-    folders = [Path(__file__).parent / "lib"]
+    folders = [Path(__file__).parents[1] / "lib"]
     with suppress(importlib.metadata.PackageNotFoundError):
-        installed = importlib.metadata.distribution("dotscli").locate_file("dotscli/hot/lib")
+        installed = importlib.metadata.distribution("dotscli").locate_file("dotscli/lib")
         folders.insert(0, Path(str(installed)))
     paths = (folder / name for folder in folders for name in _LIBRARY_NAMES)
     return next((path for path in paths if path.is_file()), None)
