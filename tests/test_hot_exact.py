@@ -156,14 +156,13 @@ def test_a_warm_up_that_uses_every_expert(model: Path) -> None:
     hot = opened()
     with Run(model) as plain, Run(model, hot) as run:
         make_resident(hot, 50)
-        for either in (plain, run):
-            llama_cpp.llama_set_warmup(either.ctx, True)
-            warm = either.decode([1, 2])
-            llama_cpp.llama_set_warmup(either.ctx, False)
-            either.clear()
-        assert warm.shape == (2, run.n_vocab)
-        assert all(not decode.any() for decode, _ in hot.heat().values())
-        np.testing.assert_array_equal(run.decode([4]), plain.decode([4]))
+        for warm_up in (False, True, False):
+            for batch in ([1], [2, 3]):
+                for either in (plain, run):
+                    llama_cpp.llama_set_warmup(either.ctx, warm_up)
+                np.testing.assert_array_equal(run.decode(batch), plain.decode(batch))
+        n_counted = {int(decode.sum()) for decode, _ in hot.heat().values()}
+    assert n_counted == {2 * 3 * 4}
 
 
 def test_one_threadpool_for_all(model: Path, stock: list[np.ndarray]) -> None:

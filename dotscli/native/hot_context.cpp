@@ -225,21 +225,21 @@ void hot_context::split_pairs(moe_layer & layer, const ggml_tensor * ids) {
 
 // Chains
 
-static uint64_t chain_key(int owner, int64_t n_tokens, int64_t n_pairs) {
-    return uint64_t(owner) << 32 | uint64_t(n_tokens) << 16 | uint64_t(n_pairs);
+// n_used is a part of the shape: a warm-up run uses every expert, the next one only a few.
+uint64_t hot_context::chain_key(const moe_layer & layer, int64_t n_tokens, int64_t n_used, int64_t n_pairs) const {
+    const int owner = n_tokens == 1 ? layer.index : class_of_[layer.index];
+    return uint64_t(owner) << 32 | uint64_t(n_tokens) << 24 | uint64_t(n_used) << 16 | uint64_t(n_pairs);
 }
 
-chain * hot_context::cached(chain_cache & cache, moe_layer & layer, int64_t n_tokens, int64_t n_pairs) {
-    const int  owner = n_tokens == 1 ? layer.index : class_of_[layer.index];
-    const auto found = cache.chains.find(chain_key(owner, n_tokens, n_pairs));
+static chain * cached(chain_cache & cache, uint64_t key) {
+    const auto found = cache.chains.find(key);
     return found != cache.chains.end() ? &found->second : nullptr;
 }
 
-chain & hot_context::remember(chain_cache & cache, moe_layer & layer, ggml_tensor * const weights[N_PARTS], int64_t n_tokens,
-                              int64_t n_pairs, int64_t n_dst_rows) {
-    const int owner = n_tokens == 1 ? layer.index : class_of_[layer.index];
+static chain & remember(chain_cache & cache, uint64_t key, ggml_tensor * const weights[N_PARTS], int64_t n_tokens, int64_t n_pairs,
+                        int64_t n_dst_rows) {
     cache.contexts.push_back(ggml.ggml_init({ chain_meta_nbytes(), nullptr, true }));
-    chain & built = cache.chains[chain_key(owner, n_tokens, n_pairs)];
+    chain & built = cache.chains[key];
     built         = build_chain(cache.contexts.back(), weights, n_tokens, n_pairs, n_dst_rows);
     return built;
 }
@@ -257,7 +257,8 @@ bool hot_context::prepare_host(moe_layer & layer, int64_t n_tokens, int64_t n_us
         }
     }
     for (int64_t n = 1; n <= n_pairs; n++) {
-        place_on_host(remember(host_chains_, layer, layer.host, n_tokens, n, n_tokens == 1 ? 0 : n_pairs), host_scratch_.data);
+        const uint64_t key = chain_key(layer, n_tokens, n_used, n);
+        place_on_host(remember(host_chains_, key, layer.host, n_tokens, n, n_tokens == 1 ? 0 : n_pairs), host_scratch_.data);
     }
     return true;
 }
@@ -288,7 +289,7 @@ bool hot_context::prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_
         }
     }
     for (int64_t n = 1; n <= n_tokens * n_used; n++) {
-        chain & built = remember(device_chains_, layer, layer.slab, n_tokens, n, 0);
+        chain & built = remember(device_chains_, chain_key(layer, n_tokens, n_used, n), layer.slab, n_tokens, n, 0);
         if (device_scratch_nbytes(built, device_buft_) > ggml.ggml_backend_buffer_get_size(device_scratch_) ||
             !place_on_device(built, device_scratch_)) {
             device_chains_.clear();
@@ -309,7 +310,7 @@ chain hot_context::host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_use
         place_on_host(built, host_bulk_.data);
         return built;
     }
-    chain * found = cached(host_chains_, layer, n_tokens, cold_.n);
+    chain * found = cached(host_chains_, chain_key(layer, n_tokens, n_used, cold_.n));
     set_weights(*found, layer.host);
     return *found;
 }
@@ -324,7 +325,7 @@ chain hot_context::device_chain(moe_layer & layer, int64_t n_tokens, int64_t n_u
         }
         return place_on_device(built, device_bulk_) ? built : chain();
     }
-    chain * found = cached(device_chains_, layer, n_tokens, hot_.n);
+    chain * found = cached(device_chains_, chain_key(layer, n_tokens, n_used, hot_.n));
     set_weights(*found, layer.slab);
     return *found;
 }
@@ -428,11 +429,12 @@ int hot_context::run(const std::shared_ptr<hot_model> & model, const layer_nodes
     }
 
     // 1. Graphs for both sides, and memory to meet in.
-    if (!bulk && cached(device_chains_, layer, n_tokens, 1) == nullptr && !prepare_device(layer, n_tokens, n_used)) {
+    const uint64_t first = chain_key(layer, n_tokens, n_used, 1);
+    if (!bulk && cached(device_chains_, first) == nullptr && !prepare_device(layer, n_tokens, n_used)) {
         model->switch_off(layer, "no device memory left to compute in");
         return all_on_the_cpu();
     }
-    if (!bulk && cached(host_chains_, layer, n_tokens, 1) == nullptr && !prepare_host(layer, n_tokens, n_used)) {
+    if (!bulk && cached(host_chains_, first) == nullptr && !prepare_host(layer, n_tokens, n_used)) {
         return all_on_the_cpu();
     }
     if (bulk && transient() == nullptr) {

@@ -111,9 +111,7 @@ class hot_context {
     chain  device_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
     int    run_cold(chain & c, ggml_tensor * dst, const char * x, size_t x_stride);
     int    scatter(ggml_tensor * dst, const char * rows, bool bulk);
-    chain * cached(chain_cache & cache, moe_layer & layer, int64_t n_tokens, int64_t n_pairs);
-    chain & remember(chain_cache & cache, moe_layer & layer, ggml_tensor * const weights[N_PARTS], int64_t n_tokens,
-                     int64_t n_pairs, int64_t n_dst_rows);
+    uint64_t chain_key(const moe_layer & layer, int64_t n_tokens, int64_t n_used, int64_t n_pairs) const;
 };
 
 }  // namespace hot
