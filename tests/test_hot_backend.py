@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import shutil
 import subprocess
@@ -289,3 +290,46 @@ def test_another_ggml_is_refused_in_one_line(
     )
     assert reason in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+DECODE_UNDER_WATCH = """
+import ctypes, sys
+from pathlib import Path
+from dotscli.hot import library, plugin
+from tests.dots1_gguf import Run, batches, log
+
+watch = ctypes.CDLL(sys.argv[1])
+with log():
+    hot = plugin.backend().open("CPU")
+    maps = [m.split()[0] for m in open("/proc/self/maps") if str(library.library_path()) in m]
+    ends = [int(end, 16) for m in maps for end in m.split("-")]
+    watch.count_allocations_of(ctypes.c_void_p(min(ends)), ctypes.c_void_p(max(ends)))
+    with Run(Path(sys.argv[2]), hot) as run:
+        for layer in hot.layers():
+            hot.reserve(layer.layer, 8)
+            hot.set_residents(layer.layer, range(8))
+        counts = [watch.allocations()]
+        for sizes in ([1, 2, 8], [1, 2, 8] * 20):
+            for batch in batches(sizes):
+                run.decode(batch)
+            counts.append(watch.allocations())
+print(*counts)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux" or not compiler(), reason="glibc and a compiler")
+def test_decoding_allocates_nothing_once_it_is_warm(model: Path, tmp_path: Path) -> None:
+    target = tmp_path / "libcount.so"
+    source = ROOT / "tests/native/count_allocations.cpp"
+    command = [str(compiler()), "-O1", "-shared", "-fPIC", str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", DECODE_UNDER_WATCH, str(target), str(model)],
+        check=True,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"LD_PRELOAD": str(target), "PYTHONPATH": str(ROOT)},
+    )
+    loaded, warm, later = map(int, done.stdout.split())
+    assert 0 < loaded < warm == later
