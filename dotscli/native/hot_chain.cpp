@@ -1,0 +1,121 @@
+#include "hot_chain.h"
+
+#include <algorithm>
+
+namespace hot {
+
+static constexpr size_t GRAPH_SIZE     = 16;
+static constexpr size_t MAX_TENSORS    = 16;
+static constexpr size_t HOST_ALIGNMENT = 64;
+
+size_t chain_meta_nbytes() {
+    return MAX_TENSORS * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead_custom(GRAPH_SIZE, false);
+}
+
+chain build_chain(ggml_context * ctx, ggml_tensor * const weights[N_PARTS], int64_t n_tokens, int64_t n_pairs, int64_t n_dst_rows) {
+    const int64_t n_embd = weights[PART_UP]->ne[0];
+
+    chain         c;
+    ggml_tensor * in = nullptr;
+    if (n_tokens == 1) {
+        c.x   = ggml.ggml_new_tensor_3d(ctx, TYPE_F32, n_embd, 1, 1);
+        c.ids = ggml.ggml_new_tensor_2d(ctx, TYPE_I32, n_pairs, 1);
+        in    = c.x;
+    } else {
+        c.x      = ggml.ggml_new_tensor_2d(ctx, TYPE_F32, n_embd, n_tokens);
+        c.tokens = ggml.ggml_new_tensor_1d(ctx, TYPE_I32, n_pairs);
+        c.ids    = ggml.ggml_new_tensor_2d(ctx, TYPE_I32, 1, n_pairs);
+        c.xg     = ggml.ggml_get_rows(ctx, c.x, c.tokens);
+        c.xg3    = ggml.ggml_reshape_3d(ctx, c.xg, n_embd, 1, n_pairs);
+        in       = c.xg3;
+    }
+    c.up   = ggml.ggml_mul_mat_id(ctx, weights[PART_UP], in, c.ids);
+    c.gate = ggml.ggml_mul_mat_id(ctx, weights[PART_GATE], in, c.ids);
+    c.glu  = ggml.ggml_swiglu_split(ctx, c.gate, c.up);
+    c.down = ggml.ggml_mul_mat_id(ctx, weights[PART_DOWN], c.glu, c.ids);
+
+    ggml_tensor * last = c.down;
+    if (n_dst_rows > 0) {
+        c.dst    = ggml.ggml_new_tensor_2d(ctx, TYPE_F32, n_embd, n_dst_rows);
+        c.rows   = ggml.ggml_new_tensor_1d(ctx, TYPE_I32, n_pairs);
+        c.down2  = ggml.ggml_reshape_2d(ctx, c.down, n_embd, n_pairs);
+        c.result = ggml.ggml_set_rows(ctx, c.dst, c.down2, c.rows);
+        last     = c.result;
+    }
+    c.graph = ggml.ggml_new_graph_custom(ctx, GRAPH_SIZE, false);
+    ggml.ggml_build_forward_expand(c.graph, last);
+    return c;
+}
+
+void set_weights(chain & built, ggml_tensor * const weights[N_PARTS]) {
+    built.up->src[0]   = weights[PART_UP];
+    built.gate->src[0] = weights[PART_GATE];
+    built.down->src[0] = weights[PART_DOWN];
+}
+
+static size_t padded(size_t nbytes, size_t alignment) {
+    return (nbytes + alignment - 1) / alignment * alignment;
+}
+
+// down takes over xg's room: xg is read for the last time before down is written.
+size_t host_scratch_nbytes(const chain & c) {
+    size_t nbytes = padded(ggml.ggml_nbytes(c.down), HOST_ALIGNMENT);
+    for (const ggml_tensor * tensor : { c.up, c.gate, c.glu }) {
+        nbytes += padded(ggml.ggml_nbytes(tensor), HOST_ALIGNMENT);
+    }
+    return nbytes;
+}
+
+void place_on_host(chain & c, char * scratch) {
+    for (ggml_tensor * tensor : { c.up, c.gate, c.glu, c.down }) {
+        tensor->data = scratch;
+        scratch += padded(ggml.ggml_nbytes(tensor), HOST_ALIGNMENT);
+    }
+    if (c.xg != nullptr) {
+        c.xg->data  = c.down->data;
+        c.xg3->data = c.down->data;
+    }
+    if (c.down2 != nullptr) {
+        c.down2->data = c.down->data;
+    }
+}
+
+static size_t device_nbytes(const ggml_tensor * tensor, ggml_backend_buffer_type * buft) {
+    const size_t nbytes = std::max(ggml.ggml_backend_buft_get_alloc_size(buft, tensor), ggml.ggml_nbytes(tensor));
+    return padded(nbytes, ggml.ggml_backend_buft_get_alignment(buft));
+}
+
+static size_t shared_nbytes(const chain & c, ggml_backend_buffer_type * buft) {
+    const size_t down = device_nbytes(c.down, buft);
+    return c.xg != nullptr ? std::max(down, device_nbytes(c.xg, buft)) : down;
+}
+
+size_t device_scratch_nbytes(const chain & c, ggml_backend_buffer_type * buft) {
+    size_t nbytes = shared_nbytes(c, buft);
+    for (const ggml_tensor * tensor : { c.x, c.tokens, c.ids, c.up, c.gate, c.glu }) {
+        if (tensor != nullptr) {
+            nbytes += device_nbytes(tensor, buft);
+        }
+    }
+    return nbytes;
+}
+
+bool place_on_device(chain & c, ggml_backend_buffer * buffer) {
+    ggml_backend_buffer_type * buft = ggml.ggml_backend_buffer_get_type(buffer);
+    char *                     at   = static_cast<char *>(ggml.ggml_backend_buffer_get_base(buffer));
+    bool                       done = true;
+
+    for (ggml_tensor * tensor : { c.x, c.tokens, c.ids, c.up, c.gate, c.glu }) {
+        if (tensor != nullptr) {
+            done = done && ggml.ggml_backend_tensor_alloc(buffer, tensor, at) == STATUS_SUCCESS;
+            at += device_nbytes(tensor, buft);
+        }
+    }
+    if (c.xg != nullptr) {
+        done = done && ggml.ggml_backend_tensor_alloc(buffer, c.xg, at) == STATUS_SUCCESS;
+        done = done && ggml.ggml_backend_view_init(c.xg3) == STATUS_SUCCESS;
+    }
+    return done && ggml.ggml_backend_tensor_alloc(buffer, c.down, at) == STATUS_SUCCESS;
+}
+
+}  // namespace hot
