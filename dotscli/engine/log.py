@@ -17,7 +17,7 @@ from dotscli.engine.lib import llama
 
 MAX_LINES = 400
 MAX_LINE = 500
-WARN, ERROR, CONTINUED = 3, 4, 5  # enum ggml_log_level, ggml.h
+DEBUG, WARN, ERROR, CONTINUED = 1, 3, 4, 5  # enum ggml_log_level, ggml.h
 
 
 class Log:
@@ -33,6 +33,8 @@ class Log:
         """Takes a fragment: lines may come in several, each ends with a newline."""
         if level != CONTINUED:
             self._level = level
+        if self._level == DEBUG:  # thousands of lines a load, about single tensors
+            return
         self._open += text.decode("utf-8", "replace")
         *lines, rest = self._open.split("\n")
         self._open = rest[-MAX_LINE:]
