@@ -23,6 +23,7 @@ from dotscli.options import (
     Json,
     Model,
     OutputFlags,
+    PlanFlags,
     SamplingFlags,
     grouped,
     parse_size,
@@ -179,6 +180,23 @@ def chat(
     from dotscli.repl import chat
 
     raise typer.Exit(chat(terminal_of(context, output), model, sampling, answer, engine))
+
+
+@app.command()
+@grouped
+def plan(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="GGUF file, checkpoint folder, or a config.json alone.")
+    ],
+    output: OutputFlags,
+    flags: PlanFlags,
+    json: Json = False,
+) -> None:
+    """Say what goes where and what it costs, before anything is loaded."""
+    from dotscli.planning import plan
+
+    plan(terminal_of(context, output), model, flags, json)
 
 
 @app.command()

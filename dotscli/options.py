@@ -241,3 +241,48 @@ class EngineFlags:
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama.cpp logs.")] = (
         False
     )
+
+
+@dataclass(frozen=True)
+class PlanFlags:
+    """What to plan for. Sizes in bytes; unset ones are found out."""
+
+    vram: Annotated[
+        int | None,
+        typer.Option(
+            "--vram", metavar="SIZE", parser=parse_size, help="Of the device; else its free memory."
+        ),
+    ] = None
+    ram: Annotated[
+        int | None,
+        typer.Option(
+            "--ram", metavar="SIZE", parser=parse_size, help="Main memory; else what is available."
+        ),
+    ] = None
+    ctx_size: Annotated[
+        int,
+        typer.Option("--ctx-size", "-c", min=0, max=1 << 20, help="Tokens; 0: 8192 at most."),
+    ] = 0
+    cache_type_k: Annotated[
+        str, typer.Option("--cache-type-k", "-ctk", metavar="TYPE", help="f16, q8_0, ...")
+    ] = "f16"
+    cache_type_v: Annotated[
+        str, typer.Option("--cache-type-v", "-ctv", metavar="TYPE", help="f16, q8_0, ...")
+    ] = "f16"
+    type: Annotated[
+        str | None,
+        typer.Option(
+            "--type", metavar="TYPE", help="What a checkpoint would be quantized to; else q4."
+        ),
+    ] = None
+    heat: Annotated[
+        Path | None,
+        typer.Option("--heat", metavar="FILE", help="How much experts are used; or an imatrix."),
+    ] = None
+    bandwidth: Annotated[
+        int | None,
+        typer.Option(
+            "--bandwidth", metavar="SIZE", parser=parse_size,
+            help="Of main memory, per second: says how many tokens it allows.",
+        ),
+    ] = None  # fmt: skip

@@ -147,6 +147,13 @@ class Terminal:
             else:
                 self.write(line + "\n")
 
+    def styled(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Texts with the colour of each (SGR, "" for none), where stdout has colours."""
+        colour = self.colour(self.stdout_is_tty)
+        for text, style in parts:
+            self._at_line_start = text.endswith("\n")
+            self._put(f"\x1b[{style}m{printable(text)}\x1b[0m" if colour and style else text)
+
     # -- stderr: everything else --------------------------------------------------------------
 
     def note(self, text: str) -> None:

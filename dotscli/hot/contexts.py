@@ -1,0 +1,122 @@
+"""What a context costs: the longest that fits, and what a placement could gain by another one.
+
+Each answer is a placement, made for the context in question; nothing here has rules of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from dotscli.hot.budget import ModelCost
+from dotscli.hot.placement import Placement, Request, place
+from dotscli.hot.slots import HeatCounts, knee_slots
+from dotscli.progress import format_bytes
+
+CONTEXTS = (4096, 8192, 16384, 32768)
+KV_TYPES = ("f16", "q8_0", "q4_0")
+STEP = 256  # llama.cpp rounds contexts up to it
+SHORTEST = 2048  # nobody is advised to take less
+LOW_HIT_RATE = 0.25  # below it, others measured no gain or one of a few percent
+
+
+@dataclass(frozen=True)
+class Column:
+    """One type of cache: a placement per context, and the longest contexts that fit.
+
+    Attributes:
+        placements: one for each of `contexts` of the table.
+        longest: with all dense weights and the cache on the device, whatever is left for experts;
+            without a device, with everything in main memory. 0 where none fits.
+        longest_hot: the same with at least the knee's slots in every layer.
+    """
+
+    kv_type: str
+    placements: tuple[Placement, ...]
+    longest: int
+    longest_hot: int
+
+
+def contexts_of(cost: ModelCost, contexts: Sequence[int] = CONTEXTS) -> tuple[int, ...]:
+    """The contexts that the model was trained for."""
+    return tuple(n for n in contexts if n <= cost.n_ctx_train) or (cost.n_ctx_train,)
+
+
+def column(cost: ModelCost, request: Request, kv_type: str, heat: HeatCounts | None) -> Column:
+    """Placements for every context of the table at one type of cache."""
+    typed = replace(request, type_k=kv_type, type_v=kv_type)
+    return Column(
+        kv_type,
+        tuple(place(cost, replace(typed, n_ctx=n), heat) for n in contexts_of(cost)),
+        longest_context(cost, typed),
+        longest_context(cost, typed, knee_slots(cost)),
+    )
+
+
+def longest_context(cost: ModelCost, request: Request, n_slots: int = 0) -> int:
+    """The longest context that fits, a multiple of 256 up to what the model was trained for.
+
+    Args:
+        request: its n_ctx is ignored.
+        n_slots: hot experts that every layer must have room for.
+    """
+
+    def fits(n_ctx: int) -> bool:
+        wanted = replace(request, n_ctx=n_ctx)
+        if not request.device_nbytes:
+            return place(cost, wanted).ram.missing == 0
+        found = place(cost, wanted)
+        slots = found.slots().values()
+        return found.dense_on_device and min(slots, default=n_slots) >= n_slots
+
+    low, high = 0, cost.n_ctx_train // STEP
+    while low < high:
+        middle = (low + high + 1) // 2
+        if fits(middle * STEP):
+            low = middle
+        else:
+            high = middle - 1
+    return low * STEP
+
+
+def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
+    """What is worth knowing about a placement, a sentence each; the most urgent first."""
+    cost, request = found.cost, found.request
+    said = []
+    if found.ram.missing:
+        said.append(
+            f"main memory is short of {format_bytes(found.ram.missing)}: that much of the file is "
+            "read from disk again and again, which works and is slow"
+        )
+    if not request.device_nbytes:
+        return tuple(said)
+    with_q8 = place(cost, replace(request, type_k="q8_0", type_v="q8_0"), heat)
+    if not found.dense_on_device:
+        longest = longest_context(cost, request)
+        ways = [f"-c {longest}"] if longest >= SHORTEST else []
+        if with_q8.dense_on_device:
+            ways.append("-ctk q8_0 -ctv q8_0")
+        n_layers = sum(layer.on_device for layer in found.layers)
+        said.append(
+            f"dense weights and cache of {n_layers} of {len(found.layers)} layers fit on the "
+            f"device, so no experts do" + (f"; all would with {' or '.join(ways)}" if ways else "")
+        )
+        return tuple(said)
+    if found.n_resident == cost.n_experts:
+        said.append("the whole model fits on the device: hot experts have nothing to add")
+        return tuple(said)
+    fewest, knee = min(found.slots().values(), default=0), knee_slots(cost)
+    if fewest < knee:
+        said.append(
+            f"{fewest} slots in a layer are below {knee}, twice the experts of a token: hot "
+            "experts will hardly pay here; a shorter context or a smaller cache makes room"
+        )
+    elif found.hit_rate < LOW_HIT_RATE:
+        said.append(
+            f"an expected hit rate of {found.hit_rate:.0%} is little: others saw gains of a few "
+            "percent there unless experts are exchanged while running"
+        )
+    more = with_q8.n_resident - found.n_resident
+    if more > 0:
+        said.append(f"-ctk q8_0 -ctv q8_0 makes room for {more} more experts")
+    return tuple(said)
