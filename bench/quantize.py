@@ -5,8 +5,9 @@ against
     convert_hf_to_gguf.py CHECKPOINT --outtype bf16, then llama-quantize
 
 on the same random checkpoint, with the same threads, alternating, the page cache warm for both
-and the outputs removed between runs. A second part quantizes a checkpoint of the same layer
-shapes with four times as many bytes and compares the peak memory of `dots quantize`.
+and the outputs removed between runs; a third side is `dots quantize` without its native
+quantizers. A second part quantizes a checkpoint of the same layer shapes with four times as many
+bytes and compares the peak memory of `dots quantize`.
 
     python bench/quantize.py --converter-python PYTHON_WITH_TORCH    # writes docs/bench/quantize.md
 
@@ -59,7 +60,8 @@ class Setting:
     converter_python: str
 
 
-def one_pass(at: Setting) -> Run:
+def one_pass(at: Setting, native: bool = True) -> Run:
+    """The one pass; without the native quantizers every block goes through ggml's own."""
     out = at.work / "ours.gguf"
     out.unlink(missing_ok=True)
     return run(
@@ -74,7 +76,7 @@ def one_pass(at: Setting) -> Run:
             "--threads",
             str(at.threads),
         ],
-        env=dots_env(),
+        env=dots_env() | ({} if native else {"DOTS_NATIVE": "0"}),
     )
 
 
@@ -150,23 +152,27 @@ HEADER = ("", "wall s", "CPU s", "peak MB", "of it not page cache", "written MB"
 
 
 def compare(at: Setting, repeats: int) -> str:
-    """The two sides in turn; a table with both and with the steps of the second."""
+    """The sides in turn; a table with all and with the steps of the first."""
     steps: dict[str, list[Run]] = {"converter": [], "llama-quantize": []}
     results = alternate(
-        {"two steps": lambda: two_steps(at, steps), "dots quantize": lambda: one_pass(at)}, repeats
+        {
+            "two steps": lambda: two_steps(at, steps),
+            "dots quantize": lambda: one_pass(at),
+            "dots quantize, DOTS_NATIVE=0": lambda: one_pass(at, native=False),
+        },
+        repeats,
     )
-    ours, theirs = results["dots quantize"], results["two steps"]
-    ratio = spread(ratios([r.wall_s for r in ours], [r.wall_s for r in theirs]), 3)
-    alone = spread(ratios([r.wall_s for r in ours], [r.wall_s for r in steps["llama-quantize"]]), 3)
+
+    def ratio(name: str, against: list[Run]) -> str:
+        return spread(ratios([r.wall_s for r in results[name]], [r.wall_s for r in against]), 3)
+
+    rows = [row(name, runs, ratio(name, results["two steps"])) for name, runs in results.items()]
+    rows[1:1] = [row(f"- {name}", runs, "") for name, runs in steps.items()]
     size = (at.work / "ours.gguf").stat().st_size
-    rows = [
-        row("dots quantize", ours, ratio),
-        row("two steps", theirs, "1"),
-        *(row(f"- {name}", runs, "") for name, runs in steps.items()),
-    ]
     return (
-        f"{table(HEADER, rows)}\n\nThe output has {size / MB:,.0f} MB. Against llama-quantize "
-        f"alone, its input already converted: {alone}."
+        f"{table(HEADER, rows)}\n\nThe output has {size / MB:,.0f} MB. The time of dots quantize "
+        f"against llama-quantize alone, its input already converted: "
+        f"{ratio('dots quantize', steps['llama-quantize'])}."
     )
 
 

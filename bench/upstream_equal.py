@@ -108,7 +108,7 @@ def one_pass(checkpoint: Path, type: str, work: Path) -> Path:
 
 def stock_loads(gguf: Path, where: Reference) -> str:
     """Let llama-bench load and run the file; its own result line."""
-    tests = "-p 8 -n 2 -r 1 -t 1 -o csv".split()
+    tests = ["-p", "8", "-n", "2", "-r", "1", "-t", "1", "-o", "csv"]
     done = run([where.tool("llama-bench"), "-m", gguf, *tests])
     return f"{len(done.stdout.splitlines()) - 1} tests run"
 
