@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--cache", type=Path, default=cache_folder())
+    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for quiet")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "decode.md")
     options = parser.parse_args()
     where = reference(options.cache)
@@ -246,7 +247,7 @@ def main() -> None:
         options.cache / "decode-q4_k_m.gguf",
     )
     warm([gguf])
-    load = wait_until_quiet(0.1, 300)
+    load = wait_until_quiet(0.1, options.patience)
     sections = [
         f"Model: {gguf.name}, {gguf.stat().st_size / 1e6:,.0f} MB. {options.threads} threads, "
         f"{options.tokens} tokens, context {N_CTX}, {options.repeats} rounds in turn; medians, "

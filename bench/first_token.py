@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=20)
     parser.add_argument("--cache", type=Path, default=cache_folder())
+    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for quiet")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "first-token.md")
     options = parser.parse_args()
     where = reference(options.cache)
@@ -82,7 +83,7 @@ def main() -> None:
     gguf.unlink(missing_ok=True)
     nano = quantized(options.nano, "q4", gguf)
     warm([nano])
-    load = wait_until_quiet(0.1, 300)
+    load = wait_until_quiet(0.1, options.patience)
     sections = [
         f"{options.threads} threads, {options.repeats} runs of each side in turn; medians, "
         f"in brackets the range. Other programs used {load:.2f} cores when it began.",

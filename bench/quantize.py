@@ -216,6 +216,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=cache_folder())
+    parser.add_argument("--patience", type=float, default=300, help="seconds to wait for quiet")
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "quantize.md")
     options = parser.parse_args()
     where = reference(options.cache)
@@ -238,7 +239,7 @@ def main() -> None:
         ]
     )
     warm(small.checkpoint.iterdir())
-    load = wait_until_quiet(0.1, 300)
+    load = wait_until_quiet(0.1, options.patience)
     sections = [
         f"Checkpoint: preset `{options.preset}` of bench/checkpoint.py, "
         f"{folder_bytes(small.checkpoint) / MB:,.0f} MB of bf16 weights. "
