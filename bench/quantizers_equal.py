@@ -71,7 +71,8 @@ def main() -> None:
                     rows,
                 ),
                 f"Made, in equal shares: {kinds} (tests/awkward_weights.py says what each one is). "
-                f"Importance: even, spread over orders of magnitude, partly or all zero, tiny, huge. "
+                "Importance: even, spread over orders of magnitude, partly or all zero, tiny, "
+                "huge, next to nothing for one column in 32. "
                 f"Real: every matrix of the checkpoint whose rows fit the type.",
             ],
         )
