@@ -47,7 +47,8 @@ def main() -> None:
             f"    python bench/quantizers.py --repeats {args.repeats}",
             f"Speeds in million weights per second of one thread's CPU time, medians of "
             f"{args.repeats} rounds; ratios: median (lowest to highest) of the rounds. "
-            f"{SHAPE[0]} x {SHAPE[1]} Gaussian weights, float32 on both sides. Other programs used {load:.1f} cores.",
+            f"{SHAPE[0]} x {SHAPE[1]} Gaussian weights, float32 on both sides. "
+            f"Other programs used {load:.1f} cores.",
             table(header, rows),
             "baseline: SSE2, 4 lanes; avx2: 8 lanes; avx512: 16 lanes. The bytes are the same "
             "everywhere (quantizers_equal.md).",
