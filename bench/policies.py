@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from dotscli.hot.exchange import Frequencies, Rule, exchanges
+
 Bools = NDArray[np.bool_]
 Floats = NDArray[np.float64]
 Ints = NDArray[np.integer]
@@ -119,16 +121,12 @@ class DecayedLfu(Policy):
 
 
 class Admitted(Policy):
-    """What the backend does: exchange what will repay its upload, a few experts at a time.
-
-    How often an expert will be used is guessed from two decayed frequencies, a slow and a fast one.
-    In each layer at most `limit` experts are exchanged every `period` tokens: the likeliest that is
-    not resident for the unlikeliest that is, if within `horizon` tokens it is expected to be used
-    at least once more than the other. An upload reads what a miss reads, so that repays it.
+    """What `dotscli.hot.exchange` does: exchange what will repay its upload, a few at a time.
 
     Args:
-        slow, fast: half-lives in tokens. weight: of the fast frequency.
         budget: exchanges in one step over all layers, the most promising first.
+        period: tokens between two steps.
+        parameters: of `dotscli.hot.exchange.Rule`.
     """
 
     def __init__(
@@ -136,53 +134,30 @@ class Admitted(Policy):
         heat: Floats,
         n_slots: int,
         *,
-        slow: float = 512,
-        fast: float = 8,
-        weight: float = 0.7,
-        horizon: float = 6,
-        limit: int = 2,
         budget: int = 1 << 30,
         period: int = 1,
+        **parameters: float,
     ) -> None:
         super().__init__(heat, n_slots)
-        self.decays = 0.5 ** (1 / slow), 0.5 ** (1 / fast)
-        self.weight, self.horizon, self.limit, self.period = weight, horizon, limit, period
-        self.budget = budget
-        self.slow = self.fast = np.zeros(heat.shape)
-        self.now = 0
+        self.rule = Rule(**parameters)  # type: ignore[arg-type]  # the limit is an int
+        self.budget, self.period, self.now = budget, period, 0
 
     def prepare(self, trace: Ints) -> None:
-        total = np.maximum(self.heat.sum(axis=1, keepdims=True), 1e-9)
-        self.slow = self.heat / total * trace.shape[2]
-        self.fast = self.slow.copy()
+        self.frequencies = Frequencies(self.heat, trace.shape[2], self.rule)
 
     def step(self, ids: Ints) -> Ints:
-        slow, fast = self.decays
-        self.slow *= slow
-        self.fast *= fast
-        self.slow[self.rows, ids] += 1 - slow
-        self.fast[self.rows, ids] += 1 - fast
+        used = np.zeros(self.heat.shape)
+        used[self.rows, ids] = 1
+        self.frequencies.observe(used)
         self.now += 1
-        n = min(self.limit, self.n_slots, self.heat.shape[1] - self.n_slots)
         uploads = np.zeros(len(ids), np.int64)
-        if self.now % self.period or n <= 0:
+        if self.now % self.period:
             return uploads
-        score = (1 - self.weight) * self.slow + self.weight * self.fast
-        inside = np.where(self.resident, score, np.inf)
-        outside = np.where(self.resident, -np.inf, score)
-        for _ in range(n):
-            rows = self.rows[:, 0]
-            coldest, hottest = inside.argmin(axis=1), outside.argmax(axis=1)
-            gain = outside[rows, hottest] - inside[rows, coldest]
-            left = max(0, self.budget - int(uploads.sum()))
-            rows = np.argsort(-gain, kind="stable")[:left]
-            rows = rows[gain[rows] > 1 / self.horizon]
-            if not len(rows):
-                break
-            out, into = coldest[rows], hottest[rows]
-            self.resident[rows, out], self.resident[rows, into] = False, True
-            inside[rows, out], outside[rows, into] = np.inf, -np.inf
-            uploads[rows] += 1
+        score = self.frequencies.score()
+        for swap in exchanges(score, self.resident, self.rule, self.budget):
+            self.resident[swap.row, swap.out] = False
+            self.resident[swap.row, swap.into] = True
+            uploads[swap.row] += 1
         return uploads
 
 
