@@ -69,7 +69,8 @@ class Frequencies:
     def score(self) -> Floats:
         """The guess at the frequency from here on."""
         weight = self.rule.weight
-        return (1 - weight) * self.slow + weight * self.fast
+        guess: Floats = (1 - weight) * self.slow + weight * self.fast
+        return guess
 
 
 def exchanges(score: Floats, resident: Bools, rule: Rule, budget: int) -> list[Exchange]:
