@@ -5,8 +5,9 @@
 
 docs/commands.md is the `--help` of every command. In the other documents the text between
 `<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, the
-size of the real model at every preset, the modules with the first line of their docstring. It runs
-the command and reads the sources; it imports nothing of the package.
+size of the real model at every preset, its placement on several devices, the modules with the first
+line of their docstring. It runs the command and reads the sources; it imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SHOWN_PRESETS = (
     "q4", "iq4_xs", "mxfp4_moe", "q4_0", "iq4_nl", "q4_k_s", "q4_k_m", "q8_0", "bf16",
 )  # fmt: skip
+PLANNED_GIB = (8, 16, 24, 48, 80)
 BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -87,7 +89,44 @@ def module_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-GENERATORS = {"commands": command_table, "modules": module_table, "sizes": size_table}
+def placement_table() -> str:
+    """What `dots plan` does with the real model's shapes on devices of several sizes."""
+    rows = [
+        "| device memory | dense layers on it | experts on it | slots per layer | RAM for the rest "
+        "| longest context | stock llama.cpp |",
+        "|--:|--:|--:|--:|--:|--:|---|",
+    ]
+    for gib in PLANNED_GIB:
+        done = subprocess.run(
+            [sys.executable, "-m", "dotscli", "plan", "tests/data/dots.llm1.inst/config.json",
+             "--type", "q4", "-c", "8192", "-ctk", "q8_0", "-ctv", "q8_0",
+             "--vram", f"{gib}G", "--ram", "128G", "--json"],
+            cwd=ROOT, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+        plan = json.loads(done.stdout)
+        layers, experts = plan["layers"], plan["experts"]
+        slots = sorted({layer["slots"] for layer in layers if layer["expert_bytes"]})
+        longest = {c["cache_type"]: c["longest"] for c in plan["contexts"]}["q8_0"]
+        ram = plan["ram"]["total_bytes"] - plan["ram"]["free_bytes"] - plan["ram"]["margin_bytes"]
+        cells = [
+            f"{gib} GiB",
+            f"{sum(layer['on_device'] for layer in layers)} of {len(layers)}",
+            f"{experts['resident']} ({experts['resident'] / experts['total']:.0%})",
+            " to ".join(str(n) for n in dict.fromkeys((slots[0], slots[-1]))),
+            f"{ram / 2**30:.1f} GiB",
+            str(longest or "none"),
+            f"`{plan['options']['stock']}`",
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows) + "\n"
+
+
+GENERATORS = {
+    "commands": command_table,
+    "modules": module_table,
+    "placements": placement_table,
+    "sizes": size_table,
+}
 
 
 def documents() -> dict[Path, str]:

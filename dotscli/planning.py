@@ -117,7 +117,7 @@ def gguf_cost(path: Path) -> ModelCost:
 def _device(vram: int | None) -> tuple[str, int, list[str]]:
     """Name and free bytes of the device to plan for; 0 bytes where there is none."""
     if vram is not None:
-        return "device", vram, []
+        return "device" if vram else "", vram, []
     from dotscli.engine import devices
 
     gpus = sorted((d for d in devices() if d.type == "GPU"), key=lambda d: -d.free_bytes)

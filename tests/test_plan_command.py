@@ -1,0 +1,120 @@
+"""`dots plan`, as it is typed: the figures, the bars, JSON, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.transcript import dots
+
+REAL = Path(__file__).parent / "data" / "dots.llm1.inst"
+CARD = ("--vram", "24G", "--ram", "64G")
+Q8 = ("-ctk", "q8_0", "-ctv", "q8_0")
+
+
+def test_the_real_model_on_a_card_of_24_gib() -> None:
+    said = dots("plan", REAL, *CARD, *Q8)
+    assert (said.exit_status, said.stderr) == (0, "")
+    lines = said.stdout.splitlines()
+    assert lines[0] == "dots.llm1.inst as q4: 77.3 GiB, 62 layers, 61 of them with 128 experts"
+    assert lines[1] == "context 8192, cache q8_0 and q8_0"
+    assert "1335 of 7808, 21 to 22 slots in a layer, expected hit rate 17%" in said.stdout
+    assert "-ngl 63 -ncmoe 62 for hot experts; without them -ngl 63 -ncmoe 52" in said.stdout
+    (row,) = [line for line in lines if line.startswith("8192")]
+    assert row.split("  ")[-1].strip() == "1547 experts, 20%"
+    assert "\x1b" not in said.stdout
+
+
+def test_bars_add_up_and_are_ascii_in_a_pipe() -> None:
+    said = dots("plan", REAL, *CARD, *Q8)
+    bars = [line for line in said.stdout.splitlines() if line.endswith("]")]
+    assert [line.split(" ")[0] for line in bars] == ["device", "main"]
+    assert said.stdout.isascii()
+    inside = bars[0].split("[")[1].rstrip("]")
+    shares = {c: inside.count(c) / len(inside) for c in "#=-*. "}
+    assert shares["#"] == pytest.approx(5.50 / 24, abs=0.02)
+    assert shares["="] == pytest.approx(4.12 / 24, abs=0.02)
+    assert shares["*"] == pytest.approx(12.2 / 24, abs=0.02)
+
+
+def test_a_terminal_gets_blocks_and_colours() -> None:
+    said = dots("plan", REAL, *CARD, tty=True, environ={"TERM": "xterm"})
+    assert "█" in said.stdout
+    assert "\x1b[34m" in said.stdout
+    plain = dots("plan", REAL, *CARD, tty=True, environ={"TERM": "dumb"})
+    assert plain.stdout.isascii()
+
+
+def test_what_does_not_fit_is_said() -> None:
+    said = dots("plan", REAL, "--vram", "0", "--ram", "64G")
+    assert "main memory is short of 22.1 GiB" in said.stdout
+    assert "|" in next(line for line in said.stdout.splitlines() if line.endswith("]"))
+    small = dots("plan", REAL, "--vram", "8G", "--ram", "128G", *Q8)
+    assert "36 of 62 layers fit on the device" in small.stdout
+
+
+def test_json_holds_everything_that_is_shown() -> None:
+    facts = dots("plan", REAL / "config.json", *CARD, *Q8, "--json").json
+    device = facts["device"]
+    parts = ("dense", "cache", "compute", "experts", "margin", "free")
+    assert sum(device[f"{part}_bytes"] for part in parts) == device["total_bytes"] == 24 << 30
+    assert facts["experts"]["resident"] == sum(layer["slots"] for layer in facts["layers"]) == 1335
+    assert facts["experts"]["by_heat"] is False
+    assert facts["options"]["stock"] == "-ngl 63 -ncmoe 52"
+    assert [c["cache_type"] for c in facts["contexts"]] == ["f16", "q8_0", "q4_0"]
+    assert facts["contexts"][1]["placements"][1]["resident"] == 1335
+
+
+def test_a_gguf_and_where_no_device_is_given(tiny_gguf: Path) -> None:
+    said = dots("plan", tiny_gguf, "--ram", "1G")
+    assert said.exit_status == 0
+    assert said.stdout.startswith("tiny.gguf: ")
+    assert "context 2048" in said.stdout
+    facts = dots("plan", tiny_gguf, "--vram", "64M", "--ram", "1G", "--json").json
+    assert facts["experts"]["resident"] == facts["experts"]["total"] == 16
+
+
+def test_heat_decides_who_is_resident(tiny_gguf: Path, tmp_path: Path) -> None:
+    heat = tmp_path / "heat.json"
+    counts = {"1": [0, 0, 0, 9, 0, 0, 0, 0], "2": [0, 7, 0, 0, 0, 0, 0, 0]}
+    heat.write_text(json.dumps({"format": 1, "layers": counts}))
+    facts = dots("plan", tiny_gguf, "--vram", "64M", "--heat", heat, "--json").json
+    assert facts["experts"]["by_heat"] is True
+    layers = {layer["layer"]: layer["experts"] for layer in facts["layers"]}
+    assert layers[1][0] == 3
+    assert layers[2][0] == 1
+    wrong = tmp_path / "wrong.json"
+    wrong.write_text(json.dumps({"format": 1, "layers": {"1": [1, 2, 3]}}))
+    said = dots("plan", tiny_gguf, "--heat", wrong)
+    assert said.exit_status == 1
+    assert "3 experts, the model has 8" in said.stderr
+
+
+def test_bandwidth_is_arithmetic_and_says_so() -> None:
+    said = dots("plan", REAL, *CARD, *Q8, "--bandwidth", "60G")
+    assert "2.77 GiB are read per token: at 60.0 GiB/s at most 21.7 tokens" in said.stdout
+    assert "not measured" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "message"),
+    [
+        (["plan", "nothing-there"], 1, "there is no model nothing-there"),
+        (["plan", REAL, "-ctk", "q9"], 2, "unknown type of cache q9"),
+        (["plan", REAL, "--type", "q17"], 1, "unknown type q17"),
+        (["plan", REAL, "--vram", "much"], 2, "'much' is not a size"),
+        (["plan", REAL, "-c", "-1"], 2, "--ctx-size"),
+    ],
+)
+def test_what_is_refused(words: list[object], status: int, message: str) -> None:
+    said = dots(*words)  # type: ignore[arg-type]
+    assert (said.exit_status, said.stdout) == (status, "")
+    assert message in said.stderr
+
+
+def test_a_gguf_has_its_types_already(tiny_gguf: Path) -> None:
+    said = dots("plan", tiny_gguf, "--type", "q4")
+    assert said.exit_status == 2
+    assert "leave out --type" in said.stderr
