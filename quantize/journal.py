@@ -3,9 +3,9 @@
 It lies beside the part as NAME.part.journal: one line for what the output depends on, one for every
 finished tensor with its checksums, each line with a checksum of its own, so that a torn or damaged
 end is noticed and left away. A line is written only after its tensor is synced. A sync for every
-small tensor would cost more than the tensors, so they are synced together: after a second and a
-pause of SYNC_SHARE times what the last sync took, at most every 30 seconds. The journal's lock keeps
-a second run from the same output. It does not look at the tensors.
+small tensor would cost more than the tensors, so they are synced together: a second after the last
+sync, or SYNC_SHARE times as long as that took, but within half a minute. The journal's lock keeps a
+second run from the same output. It does not look at the tensors.
 """
 
 from __future__ import annotations
@@ -87,10 +87,12 @@ class Journal:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if not self._stays:
-            with contextlib.suppress(OSError):
-                self.path.unlink()
-        self._close()
+        try:
+            if not self._stays:
+                with contextlib.suppress(OSError):
+                    self.path.unlink()
+        finally:
+            self._close()
 
     def forget(self) -> None:
         """Don't go on with an earlier run's work."""

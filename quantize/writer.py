@@ -179,11 +179,13 @@ class PartFile:
     def _discard(self) -> None:
         if self._fd < 0:
             return
-        if not self.keep:
-            with contextlib.suppress(OSError):
-                self.part.unlink()
-        os.close(self._fd)
-        self._fd = -1
+        try:
+            if not self.keep:
+                with contextlib.suppress(OSError):
+                    self.part.unlink()
+        finally:
+            os.close(self._fd)
+            self._fd = -1
 
 
 def lock_file(fd: int, path: Path, part: Path) -> None:
