@@ -97,6 +97,35 @@ def quantize(
 
 @app.command()
 @grouped
+def verify(
+    context: typer.Context,
+    gguf: Annotated[Path, typer.Argument(help="GGUF file, or the first file of a split one.")],
+    output: OutputFlags,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="CHECKPOINT", help="Make the tensors again, compare."),
+    ] = None,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option("--tensor", metavar="NAME", help="Only this tensor; repeatable."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="What it was made with.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Check a GGUF: structure, checksums and, with its checkpoint, every byte."""
+    from dotscli.verifying import verify
+
+    terminal = terminal_of(context, output)
+    raise typer.Exit(verify(terminal, gguf, against, tensor or (), imatrix, threads, json))
+
+
+@app.command()
+@grouped
 def prompt(
     context: typer.Context,
     output: OutputFlags,

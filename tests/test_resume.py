@@ -125,11 +125,13 @@ class Killed(BaseException):
     """Stands for a kill: from a certain call on, no call that changes the disk comes through."""
 
 
+@pytest.mark.parametrize("n_files", [1, 3])
 def test_killed_at_every_one_of_the_last_steps(
-    checkpoint: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    n_files: int, checkpoint: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers, syncs, names: the run dies before the first of them, before the second ..."""
-    out = tmp_path / "o.gguf"
+    split = None if n_files == 1 else len(whole) * 2 // 5
+    out = tmp_path / "here" / "o.gguf"
     left = [0]
 
     def dying(function: Callable[..., object]) -> Callable[..., object]:
@@ -141,9 +143,19 @@ def test_killed_at_every_one_of_the_last_steps(
 
         return call
 
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in out.parent.iterdir()}
+
+    out.parent.mkdir()
+    go_on(checkpoint, out, split_max_size=split)
+    expected = files()
+    assert len(expected) == n_files
     steps = 0
-    while True:
-        events = quantize_checkpoint(checkpoint, out, "q8_0")
+    while left[0] <= 0:
+        for path in out.parent.iterdir():
+            path.unlink()
+        interrupt(checkpoint, out, 93, split_max_size=split)
+        events = quantize_checkpoint(checkpoint, out, "q8_0", split_max_size=split)
         while getattr(next(events), "name", "") != "output.weight":
             pass
         left[0] = steps
@@ -154,16 +166,11 @@ def test_killed_at_every_one_of_the_last_steps(
                 patch.setattr(Path, name, dying(getattr(Path, name)))
             with contextlib.suppress(Killed):
                 list(events)
-        if left[0] > 0:
-            break
-        if names(tmp_path) != ["o.gguf"]:
-            go_on(checkpoint, out)
-        assert out.read_bytes() == whole, steps
-        assert names(tmp_path) == ["o.gguf"], steps
-        out.unlink()
+        if len(files()) != n_files or any(".part" in name for name in files()):
+            go_on(checkpoint, out, split_max_size=split)
+        assert files() == expected, steps
         steps += 1
     assert steps > 10
-    assert out.read_bytes() == whole
 
 
 @pytest.mark.parametrize("threads", [1, 3])
