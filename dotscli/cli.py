@@ -26,8 +26,8 @@ from dotscli.options import (
     PlanFlags,
     SamplingFlags,
     grouped,
-    parse_size,
 )
+from dotscli.options_quantize import QuantizeFlags
 from dotscli.terminal import Terminal
 
 HELP = """Run dots.llm1 on your own machine: quantize its checkpoint to 4 bits, prompt it, chat.
@@ -58,13 +58,6 @@ def terminal_of(context: typer.Context, output: OutputFlags) -> Terminal:
     return terminal
 
 
-def preset_names(incomplete: str) -> list[tuple[str, str]]:
-    """Shell completion of --type."""
-    from dotscli.quantize.presets import PRESETS
-
-    return [(p.name, p.summary) for p in PRESETS if p.name.startswith(incomplete)]
-
-
 def show_version(wanted: bool) -> None:
     """--version, before any command is looked for."""
     if wanted:
@@ -93,50 +86,42 @@ def quantize(
     context: typer.Context,
     checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
     output: OutputFlags,
-    out: Annotated[
+    flags: QuantizeFlags,
+    json: Json = False,
+) -> None:
+    """Make a GGUF from a safetensors checkpoint, in one pass."""
+    from dotscli.quantizing import quantize
+
+    quantize(terminal_of(context, output), checkpoint, flags, json)
+
+
+@app.command()
+@grouped
+def verify(
+    context: typer.Context,
+    gguf: Annotated[Path, typer.Argument(help="GGUF file, or the first file of a split one.")],
+    output: OutputFlags,
+    against: Annotated[
         Path | None,
-        typer.Option("--output", "-o", metavar="OUT.gguf", help="Default: NAME-TYPE.gguf, here."),
+        typer.Option("--against", metavar="CHECKPOINT", help="Make the tensors again, compare."),
     ] = None,
-    type_: Annotated[
-        str,
-        typer.Option(
-            "--type",
-            autocompletion=preset_names,
-            metavar="TYPE",
-            help="q4, f32, f16, bf16, q8_0, q4_0, q4_k_s, q4_k_m, iq4_nl, iq4_xs or mxfp4_moe.",
-        ),
-    ] = "q4",
-    tensor_type: Annotated[
+    tensor: Annotated[
         list[str] | None,
-        typer.Option(
-            "--tensor-type", metavar="REGEX=TYPE", help="The type of some tensors; repeatable."
-        ),
+        typer.Option("--tensor", metavar="NAME", help="Only this tensor; repeatable."),
     ] = None,
     imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF).")
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="What it was made with.")
     ] = None,
     threads: Annotated[
         int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
     ] = 0,
-    max_memory: Annotated[
-        int,
-        typer.Option("--max-memory", metavar="SIZE", parser=parse_size, help="At most this much."),
-    ] = "4G",  # type: ignore[assignment]  # the parser makes it a number
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan; config.json alone is enough.")
-    ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     json: Json = False,
 ) -> None:
-    """Make a GGUF from a safetensors checkpoint, in one pass."""
-    from dotscli.quantizing import Job, quantize
+    """Check a GGUF: structure, checksums and, with its checkpoint, every byte."""
+    from dotscli.verifying import verify
 
-    job = Job(
-        checkpoint=checkpoint, output=out, type=type_, tensor_types=tensor_type or (),
-        imatrix=imatrix, threads=threads, max_memory=max_memory, dry_run=dry_run, force=force,
-        json=json,
-    )  # fmt: skip
-    quantize(terminal_of(context, output), job)
+    terminal = terminal_of(context, output)
+    raise typer.Exit(verify(terminal, gguf, against, tensor or (), imatrix, threads, json))
 
 
 @app.command()

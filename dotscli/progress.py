@@ -124,6 +124,10 @@ class Progress:
             self._tenth, self._written, self._drawn = tenth, now, True
             self._write(self._line(done, now) + "\n")
 
+    def start_over(self) -> None:
+        """What was done up to here went at another speed: the rate counts from the next call."""
+        self._first = None
+
     def _line(self, done: float, now: float) -> str:
         first_time, first_done = self._first or (now, done)
         share = min(done / self.total, 1.0) if self.total else 0.0

@@ -8,55 +8,39 @@ from __future__ import annotations
 
 import shlex
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict
 
 from dotscli.errors import DotsError
+from dotscli.options_quantize import QuantizeFlags
+from dotscli.progress import Progress as Shown
 from dotscli.progress import closed, format_bytes, format_seconds
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
+from dotscli.quantize.writer import part_of
 from dotscli.tally import COLUMNS, RIGHT, Stored, table_rows, tally
 from dotscli.terminal import Terminal
 
-
-@dataclass(frozen=True)
-class Job:
-    """Everything that the command line said."""
-
-    checkpoint: Path
-    output: Path | None
-    type: str
-    tensor_types: Sequence[str]
-    imatrix: Path | None
-    threads: int
-    max_memory: int | None
-    dry_run: bool
-    force: bool
-    json: bool
+if TYPE_CHECKING:
+    from dotscli.quantize.convert import Event
 
 
-def output_path(job: Job) -> Path:
+def output_path(checkpoint: Path, flags: QuantizeFlags) -> Path:
     """Where the GGUF goes: -o, or NAME-TYPE.gguf in the current folder."""
-    if job.output is None:
-        folder = job.checkpoint.resolve()
-        name = (folder.parent if folder.is_file() else folder).name
-        return Path(f"{name}-{job.type.lower()}.gguf")
-    if job.output.is_dir():
-        raise DotsError(f"{job.output} is a folder", hint=f"-o {job.output / output_name(job)}")
-    return job.output
+    folder = checkpoint.resolve()
+    name = f"{(folder.parent if folder.is_file() else folder).name}-{flags.type.lower()}.gguf"
+    if flags.out is None:
+        return Path(name)
+    if flags.out.is_dir():
+        raise DotsError(f"{flags.out} is a folder", hint=f"-o {flags.out / name}")
+    return flags.out
 
 
-def output_name(job: Job) -> str:
-    """The file name for a checkpoint and a type."""
-    return f"{job.checkpoint.resolve().name}-{job.type.lower()}.gguf"
-
-
-def show_plan(terminal: Terminal, job: Job) -> None:
+def show_plan(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: bool) -> None:
     """--dry-run: what would be written, on stdout."""
     plan = plan_checkpoint(
-        job.checkpoint, job.type, tensor_types=job.tensor_types, imatrix=job.imatrix
+        checkpoint, flags.type, tensor_types=flags.tensor_type or (), imatrix=flags.imatrix
     )
-    if job.json:
+    if json:
         terminal.json(plan.as_json())
         return
     stored = [
@@ -70,66 +54,109 @@ def show_plan(terminal: Terminal, job: Job) -> None:
     )
 
 
-def quantize(terminal: Terminal, job: Job) -> None:
+def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: bool) -> None:
     """Quantize, with the progress on stderr; prints the path of the file.
 
     Raises:
         DotsError: anything wrong with the input, the options or the disk.
     """
-    if job.dry_run:
-        show_plan(terminal, job)
+    if flags.dry_run:
+        show_plan(terminal, checkpoint, flags, json)
         return
-    from dotscli.quantize.convert import Finished, Progress, Started, TensorDone
-
-    out = output_path(job)
     started = time.monotonic()
-    source_nbytes = 0
-    stored: list[tuple[str, str, int]] = []
+    run = _Run()
     events = quantize_checkpoint(
-        job.checkpoint,
-        out,
-        job.type,
-        tensor_types=job.tensor_types,
-        imatrix=job.imatrix,
-        threads=job.threads,
-        max_memory=job.max_memory,
-        force=job.force,
+        checkpoint,
+        output_path(checkpoint, flags),
+        flags.type,
+        tensor_types=flags.tensor_type or (),
+        imatrix=flags.imatrix,
+        threads=flags.threads,
+        max_memory=flags.max_memory,
+        force=flags.force,
+        restart=flags.restart,
+        split_max_size=flags.split_max_size,
     )
-    with closed(events), terminal.progress("quantizing", 1, "B") as progress:
-        for event in events:
-            match event:
-                case Started():
-                    source_nbytes = progress.total = event.source_nbytes
-                    for warning in event.warnings:
-                        terminal.warn(warning)
-                    terminal.note(
-                        f"{event.n_tensors} tensors, {format_bytes(source_nbytes)} -> {out}: "
-                        f"{format_bytes(event.out_nbytes)}, {event.bpw:.2f} bits per weight"
-                    )
-                case Progress():
-                    progress.update(event.done_nbytes)
-                case TensorDone():
-                    stored.append((event.name, event.type, event.nbytes))
-                case Finished():
-                    out = event.path
+    try:
+        with closed(events), terminal.progress("quantizing", 1, "B") as progress:
+            for event in events:
+                run.follow(event, terminal, progress)
+    finally:
+        run.say_what_is_kept(terminal)
     seconds = time.monotonic() - started
-    nbytes = sum(nbytes for _, _, nbytes in stored)
+    nbytes = sum(tensor["bytes"] for tensor in run.tensors)
+    made = run.source_nbytes - run.resumed_nbytes
     terminal.note(
-        f"done in {format_seconds(seconds)}, {format_bytes(source_nbytes / max(seconds, 1e-9))}/s: "
-        f"{format_bytes(source_nbytes)} -> {format_bytes(nbytes)}. "
-        f'Try it: dots prompt -m {shlex.quote(str(out))} "What is dots?"'
+        f"done in {format_seconds(seconds)}, {format_bytes(made / max(seconds, 1e-9))}/s: "
+        f"{format_bytes(run.source_nbytes)} -> {format_bytes(nbytes)}. "
+        f'Try it: dots prompt -m {shlex.quote(str(run.path))} "What is dots?"'
     )
-    if job.json:
+    if json:
         terminal.json(
             {
-                "path": str(out),
-                "bytes": out.stat().st_size,
-                "source_bytes": source_nbytes,
+                "path": str(run.path),
+                "bytes": run.nbytes,
+                "source_bytes": run.source_nbytes,
                 "seconds": round(seconds, 3),
-                "tensors": [
-                    {"name": name, "type": kind, "bytes": size} for name, kind, size in stored
-                ],
+                "tensors": run.tensors,
             }
         )
     else:
-        terminal.write(f"{out}\n")
+        terminal.write(f"{run.path}\n")
+
+
+class _Stored(TypedDict):
+    name: str
+    type: str
+    bytes: int
+
+
+class _Run:
+    """What the events of one run have told."""
+
+    def __init__(self) -> None:
+        self.path: Path | None = None
+        self.finished = False
+        self.nbytes = self.source_nbytes = self.resumed_nbytes = 0
+        self.tensors: list[_Stored] = []
+
+    def follow(self, event: Event, terminal: Terminal, progress: Shown) -> None:
+        """Note it, and show what a person wants to see at once."""
+        from dotscli.quantize.convert import Finished, Progress, Resumed, Started, TensorDone
+
+        match event:
+            case Started():
+                self.path, self.source_nbytes = event.path, event.source_nbytes
+                progress.total = event.source_nbytes
+                for warning in event.warnings:
+                    terminal.warn(warning)
+                terminal.note(
+                    f"{event.n_tensors} tensors, {format_bytes(self.source_nbytes)} -> "
+                    f"{event.path}: {format_bytes(event.out_nbytes)}, {event.bpw:.2f} bits per "
+                    "weight"
+                )
+            case Resumed():
+                self.resumed_nbytes = event.done_nbytes
+                if event.n_damaged:
+                    terminal.warn(
+                        f"{event.n_damaged} of the tensors kept are damaged and made again"
+                    )
+                terminal.note(f"going on: {event.n_tensors} tensors are kept")
+                progress.start_over()
+            case Progress():
+                progress.update(event.done_nbytes)
+            case TensorDone():
+                self.tensors.append({"name": event.name, "type": event.type, "bytes": event.nbytes})
+            case Finished():
+                self.finished, self.path, self.nbytes = True, event.path, event.nbytes
+
+    def say_what_is_kept(self, terminal: Terminal) -> None:
+        """After an interruption or an error: whether the work is lost, and how to go on."""
+        if self.path is None or self.finished:
+            return
+        part = part_of(self.path)
+        if part.exists():
+            terminal.note(
+                f"finished tensors are kept in {part}: the same command goes on, "
+                "--restart starts anew"
+            )

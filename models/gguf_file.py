@@ -20,7 +20,7 @@ from dotscli.errors import DotsError
 from dotscli.models.gguf_bytes import ByteReader, GgufArray
 from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, UINT32, WEIGHT_TYPES, type_name
 
-__all__ = ["GgufArray", "GgufFile", "GgufTensor", "read_gguf"]
+__all__ = ["GgufArray", "GgufFile", "GgufTensor", "read_gguf", "read_one"]
 
 VERSION = 3
 MAX_KEYS = 1 << 16
@@ -78,12 +78,12 @@ def read_gguf(path: Path) -> GgufFile:
         DotsError: not a GGUF of version 3, or any count, length, type or offset that does not
             fit the file; it names the file and the byte where it was found.
     """
-    first = _read_one(path)
+    first = read_one(path)
     count = first.metadata.get("split.count", 0)
     if not isinstance(count, int) or count <= 1:
         return first
     paths = _shard_paths(path, count)
-    others = [_read_one(shard) for shard in paths[1:]]
+    others = [read_one(shard) for shard in paths[1:]]
     tensors = list(first.tensors)
     for number, shard in enumerate([first, *others]):
         if shard.metadata.get("split.no") != number or shard.types["split.no"] != 2:
@@ -121,7 +121,8 @@ def _shard_paths(path: Path, count: int) -> list[Path]:
     return paths
 
 
-def _read_one(path: Path) -> GgufFile:
+def read_one(path: Path) -> GgufFile:
+    """The header of one file, be it a part of a split model or not; errors as of `read_gguf`."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)

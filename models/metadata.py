@@ -33,7 +33,7 @@ class KeyValue:
     """One key of a GGUF.
 
     Attributes:
-        kind: u32, i32, f32, bool, str, arr[str] or arr[i32].
+        kind: u16, u32, i32, f32, bool, str, arr[str], arr[i32] or arr[u64].
         value: int, float, bool, str or a tuple of str or int, as `kind` says.
     """
 

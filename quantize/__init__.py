@@ -27,30 +27,40 @@ def quantize_checkpoint(
     threads: int = 0,
     max_memory: int | None = None,
     force: bool = False,
+    restart: bool = False,
+    split_max_size: int | None = None,
 ) -> Iterator[Event]:
-    """Quantize a checkpoint into one GGUF file.
+    """Quantize a checkpoint into a GGUF, or go on where an interrupted run stopped.
 
     Everything is decided and checked when the first event is asked for, before a byte is written.
-    Closing the iterator, or any exception in it, removes the partial file.
+    Closing the iterator, or any exception in it, keeps the finished tensors in out.part; the same
+    call goes on with them, and a call with another input or recipe starts anew and says so.
 
     Args:
         folder: holds config.json, tokenizer.json and the safetensors.
-        out: the GGUF; out.part is used meanwhile.
+        out: the GGUF; out.part and out.part.journal are used meanwhile.
         type: a preset of `dotscli.quantize.presets.PRESETS`.
         tensor_types: overrides REGEX=TYPE, the first that matches wins.
         imatrix: importance matrix in llama.cpp's GGUF form.
         threads: 0 takes every core. max_memory: bytes, None is 4 GiB.
         force: replace an existing file.
+        restart: throw away what an interrupted run has left.
+        split_max_size: bytes; a larger output becomes several files, named after out as llama.cpp
+            expects them.
 
     Yields:
-        The events of `dotscli.quantize.convert`: Started, Progress, TensorDone, Finished.
+        The events of `dotscli.quantize.convert`: Started, Resumed after an interruption, Progress,
+        TensorDone, Finished.
 
     Raises:
         DotsError: whatever is wrong with the input, the options or the disk.
     """
     from dotscli.quantize.checkpoint import quantize
 
-    return quantize(folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force)
+    return quantize(
+        folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force, restart,
+        split_max_size,
+    )  # fmt: skip
 
 
 def plan_checkpoint(

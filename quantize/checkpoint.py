@@ -31,6 +31,8 @@ def quantize(
     threads: int,
     max_memory: int | None,
     force: bool,
+    restart: bool,
+    split_max_size: int | None,
 ) -> Iterator[Event]:
     """See `dotscli.quantize.quantize_checkpoint`."""
     if threads < 0:
@@ -55,6 +57,8 @@ def quantize(
             threads=threads,
             max_memory=DEFAULT_MAX_MEMORY if max_memory is None else max_memory,
             force=force,
+            restart=restart,
+            split_max_size=split_max_size,
             importance=importance,
             inputs=() if imatrix is None else (imatrix,),
             warnings=warnings,

@@ -2,41 +2,32 @@
 
 The main thread cuts jobs and hands on events; worker threads map rows, quantize them and write them
 to their place. Every place is known from the plan, so the file's bytes do not depend on threads or
-timing. Whatever ends it early, a signal included, leaves no partial file.
+timing, nor on whether an interruption came between: whatever ends it early, a signal or the power
+included, finished tensors stay in the part, and the next run checks and keeps them.
 """
 
 from __future__ import annotations
 
-import os
-import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.codec import BadValue, Codec
-from dotscli.quantize.gguf_header import gguf_header
-from dotscli.quantize.jobs import Job, job_weights, jobs, piece_weights
+from dotscli.quantize.checksums import Sums, tensor_checksums
+from dotscli.quantize.encoder import Encoder, Importance
+from dotscli.quantize.identity import identity
+from dotscli.quantize.jobs import Job, job_weights, jobs
+from dotscli.quantize.journal import Journal
+from dotscli.quantize.layout import layouts
+from dotscli.quantize.output import Output
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.shards import Shards
-from dotscli.quantize.writer import PartFile
+from dotscli.quantize.workers import default_threads, in_order
 
 DEFAULT_MAX_MEMORY = 4 << 30
-_JOBS_PER_THREAD = 8  # handed out ahead; they hold no memory before they run
-
-
-class Importance(Protocol):
-    """Weights of columns, as `dotscli.quantize.importance.ImportanceMatrix` has them."""
-
-    def row(self, name: str, expert: int) -> NDArray[np.float32] | None:
-        """One weight per column of that expert, or None if nothing is known of the tensor."""
+_OUTPUTS = (".gguf", ".part", ".journal")  # what may lie beside a checkpoint and be replaced
 
 
 @dataclass(frozen=True)
@@ -50,6 +41,20 @@ class Started:
     bpw: float
     threads: int
     warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What an earlier run had finished was read back: so many tensors are kept as they are.
+
+    Attributes:
+        n_damaged: tensors that were not what that run had written; they are made again.
+        done_nbytes: bytes of the checkpoint that the kept tensors stand for.
+    """
+
+    n_tensors: int
+    n_damaged: int
+    done_nbytes: int
 
 
 @dataclass(frozen=True)
@@ -72,20 +77,14 @@ class TensorDone:
 
 @dataclass(frozen=True)
 class Finished:
-    """The file is durable and has its name."""
+    """The file is durable and has its name; of several files, path is the first."""
 
     path: Path
     nbytes: int
+    n_files: int = 1
 
 
-Event = Started | Progress | TensorDone | Finished
-
-
-def default_threads() -> int:
-    """The cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+Event = Started | Resumed | Progress | TensorDone | Finished
 
 
 def convert(
@@ -97,139 +96,129 @@ def convert(
     threads: int = 0,
     max_memory: int = DEFAULT_MAX_MEMORY,
     force: bool = False,
+    restart: bool = False,
+    split_max_size: int | None = None,
     importance: Importance | None = None,
     inputs: Sequence[Path] = (),
     warnings: tuple[str, ...] = (),
 ) -> Iterator[Event]:
-    """Write the file that the plan describes.
+    """Write the file that the plan describes, or go on with it.
 
     Args:
         keys: the metadata.
-        out: the file; out.part is used meanwhile.
+        out: the file; out.part and out.part.journal are used meanwhile.
         threads: 0 takes every core.
         max_memory: bytes that the process may hold; the work is cut accordingly.
         force: replace an existing file.
+        restart: throw away what an interrupted run has left.
+        split_max_size: write several files of at most so many bytes if one would be larger.
         importance: weights of columns per tensor name; tensors without are quantized plainly.
-        inputs: files that must not be the output, beside those of the checkpoint.
+        inputs: files beside the checkpoint that the output depends on, and that it must not be.
         warnings: handed on in Started.
 
     Yields:
-        Started, then Progress after every job and TensorDone after every tensor, then Finished.
+        Started; after an interrupted run Progress while its tensors are checked, and Resumed;
+        Progress after every job and TensorDone after every tensor; Finished.
 
     Raises:
         DotsError: the output is not allowed or too large, a weight is not finite, writing failed.
     """
     threads = threads or default_threads()
     weights = job_weights(plan, threads, max_memory)
-    header = gguf_header(keys, plan.tensors)
-    nbytes = len(header) + plan.data_nbytes
-    own = (path for path in shards.folder.iterdir() if path.suffix not in (".gguf", ".part"))
-    inputs = [*shards.paths, *own, *inputs]
-    work = _Work(plan, shards, importance, len(header), weights)
-    source_nbytes = sum(job.nbytes for job in jobs(plan, shards, weights))
-    with PartFile(out, nbytes, inputs=inputs, force=force) as part:
-        yield Started(out, len(plan.tensors), source_nbytes, nbytes, plan.bpw, threads, warnings)
-        part.write(header, 0)
-        done = 0
-        for job, last in _in_order(work, part, threads):
-            done += job.nbytes
-            yield Progress(done, source_nbytes)
-            if last:
-                tensor = plan.tensors[job.tensor]
-                yield TensorDone(tensor.name, tensor.type.name, tensor.nbytes, done)
-        part.finish()
-    yield Finished(out, nbytes)
+    files = layouts(plan, keys, out, split_max_size)
+    own = (path for path in shards.folder.iterdir() if path.suffix not in _OUTPUTS)
+    output = Output(files, inputs=[*shards.paths, *own, *inputs], force=force)
+    output.check()
+    encoder = Encoder(plan, shards, importance, weights)
+    n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
+    depends_on = identity(files, keys, shards, inputs)
+    with Journal(output.path, depends_on, n_matrices) as journal:
+        if restart:
+            journal.forget()
+        if journal.naming:
+            output.take_back()
+        with output:
+            journal.begin(output)
+            try:
+                yield from _write(encoder, output, journal, threads, weights, warnings)
+            finally:
+                with suppress(DotsError):  # a full disk has been told of already
+                    journal.commit(output)
+            journal.begin_naming()
+            output.give_names()
+            journal.finished()
+    yield Finished(output.path, output.nbytes, len(files))
 
 
-class _Work:
-    """What every job needs; each thread has its own codec and buffer."""
+def _write(
+    encoder: Encoder,
+    output: Output,
+    journal: Journal,
+    threads: int,
+    weights: int,
+    warnings: tuple[str, ...],
+) -> Iterator[Event]:
+    """Everything between the open parts and their names."""
+    plan, shards = encoder.plan, encoder.shards
+    left = [0] * len(plan.tensors)  # bytes of the checkpoint that each tensor still waits for
+    for job in jobs(plan, shards, weights):
+        left[job.tensor] += job.nbytes
+    total, done = sum(left), 0
+    if journal.notice:
+        warnings = (*warnings, journal.notice)
+    yield Started(output.path, len(plan.tensors), total, output.nbytes, plan.bpw, threads, warnings)
+    checksums: dict[int, tuple[int, ...]] = {}
+    for index in _intact(plan, journal.kept, output, threads):
+        checksums[index] = journal.kept[index]
+        done, left[index] = done + left[index], 0
+        yield Progress(done, total)
+    if journal.kept:
+        yield Resumed(len(checksums), len(journal.kept) - len(checksums), done)
+    sums = Sums(plan.tensors, output.read)
 
-    def __init__(
-        self,
-        plan: Plan,
-        shards: Shards,
-        importance: Importance | None,
-        data_start: int,
-        weights: int,
-    ) -> None:
-        self.plan = plan
-        self.shards = shards
-        self.importance = importance
-        self.data_start = data_start
-        self.weights = weights
-        self.stopped = threading.Event()
-        self._local = threading.local()
-
-    def jobs(self) -> Iterator[Job]:
-        """The jobs in the order of the file."""
-        return jobs(self.plan, self.shards, self.weights)
-
-    def run(self, job: Job, part: PartFile) -> Job:
-        """Quantize and write one job."""
-        if self.stopped.is_set():
-            return job
-        tensor = self.plan.tensors[job.tensor]
-        out = self._buffer(job.out_nbytes)
-        columns = None
-        if self.importance is not None:
-            columns = self.importance.row(tensor.name, job.expert)
-        view = self.shards.view(job.source, job.start, job.nbytes)
-        try:
-            self._local.codec.encode(
-                view,
-                self.shards.dtype(job.source),
-                tensor.shape[-1],
-                tensor.type,
-                out,
-                columns,
-            )
-        except BadValue as bad:
-            row, column = divmod(bad.index, tensor.shape[-1])
-            reason = "is not finite" if not np.isfinite(bad.value) else "is too large"
-            raise DotsError(
-                f"{self.shards.tensors[job.source].path}: {job.source} holds {bad.value:g} in row "
-                f"{job.first_row + row}, column {column}: it {reason} for {tensor.name} "
-                f"(expert {job.expert}) as {tensor.type}",
-                hint="the checkpoint is damaged; download the shard again",
-            ) from None
-        finally:
-            view.release()
-        part.write(out[: job.out_nbytes].data, self.data_start + job.offset)
-        self.shards.give_back(job.source, job.start, job.nbytes)
+    def run(job: Job) -> Job:
+        made = encoder.encode(job)
+        output.write(job.tensor, job.offset - plan.tensors[job.tensor].offset, made)
+        sums.written(job.tensor, job.expert, made)
         return job
 
-    def _buffer(self, nbytes: int) -> NDArray[np.uint8]:
-        local = self._local
-        if not hasattr(local, "codec"):
-            local.codec = Codec(piece_weights(self.weights))
-            local.out = np.empty(0, np.uint8)
-        if local.out.size < nbytes:
-            local.out = np.empty(nbytes, np.uint8)
-        buffer: NDArray[np.uint8] = local.out
-        return buffer
+    todo = (job for job in jobs(plan, shards, weights) if left[job.tensor])
+    told = 0
+    with in_order(run, todo, threads) as results:
+        for job in results:
+            done += job.nbytes
+            left[job.tensor] -= job.nbytes
+            yield Progress(done, total)
+            if left[job.tensor]:
+                continue
+            checksums[job.tensor] = sums.take(job.tensor)
+            journal.add(job.tensor, checksums[job.tensor], output)
+            yield from _told(plan, told, job.tensor + 1, done)
+            told = job.tensor + 1
+    yield from _told(plan, told, len(plan.tensors), done)
+    output.write_headers([checksums[index] for index in range(len(plan.tensors))])
 
 
-def _in_order(work: _Work, part: PartFile, threads: int) -> Iterator[tuple[Job, bool]]:
-    """Run the jobs on threads; yield each when it is done, in order, and whether its tensor is."""
-    pending: deque[Future[Job]] = deque()
-    upcoming = work.jobs()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
-    try:
-        previous: Job | None = None
-        while True:
-            while len(pending) < threads * _JOBS_PER_THREAD:
-                job = next(upcoming, None)
-                if job is None:
-                    break
-                pending.append(pool.submit(work.run, job, part))
-            if not pending:
-                break
-            finished = pending.popleft().result()
-            if previous is not None:
-                yield previous, previous.tensor != finished.tensor
-            previous = finished
-        if previous is not None:
-            yield previous, True
-    finally:
-        work.stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+def _intact(
+    plan: Plan, kept: Mapping[int, tuple[int, ...]], output: Output, threads: int
+) -> Iterator[int]:
+    """Which of the tensors that an earlier run finished are still what it wrote.
+
+    They are read back, since what interrupted that run may have damaged the disk's idea of them;
+    reading and hashing takes a small part of the time that quantizing took.
+    """
+
+    def run(index: int) -> tuple[int, bool]:
+        found = tensor_checksums(output.read, index, plan.tensors[index])
+        return index, found == kept[index]
+
+    with in_order(run, sorted(kept), threads) as results:
+        for index, intact in results:
+            if intact:
+                yield index
+
+
+def _told(plan: Plan, first: int, end: int, done: int) -> Iterator[TensorDone]:
+    """The tensors from first to end, those that were kept among them."""
+    for tensor in plan.tensors[first:end]:
+        yield TensorDone(tensor.name, tensor.type.name, tensor.nbytes, done)

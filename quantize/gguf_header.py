@@ -18,7 +18,10 @@ from dotscli.quantize.plan import TensorPlan, aligned
 VERSION = 3
 _STRING, _ARRAY = 8, 9
 # kind -> (gguf_type, struct format)
-_SCALARS = {"u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?")}
+_SCALARS = {
+    "u16": (2, "<H"), "u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?"),
+    "u64": (10, "<Q"),
+}  # fmt: skip
 
 
 def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> bytes:
@@ -31,13 +34,22 @@ def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> byte
     for key in keys:
         parts.append(_string(key.key))
         parts.append(_value(key))
-    for tensor in tensors:
-        parts.append(_string(tensor.name))
-        sizes = tensor.shape[::-1]
-        parts.append(struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes))
-        parts.append(struct.pack("<IQ", tensor.type.id, tensor.offset))
-    header = b"".join(parts)
+    header = b"".join(parts) + tensor_infos(tensors)
     return header + bytes(aligned(len(header)) - len(header))
+
+
+def tensor_infos(tensors: Sequence[TensorPlan]) -> bytes:
+    """The part of the header that says where every tensor lies."""
+    return b"".join(tensor_info(t.name, t.shape[::-1], t.type.id, t.offset) for t in tensors)
+
+
+def tensor_info(name: str, sizes: Sequence[int], type_id: int, offset: int) -> bytes:
+    """One tensor's line in the header; sizes in GGUF order, columns first."""
+    return (
+        _string(name)
+        + struct.pack(f"<I{len(sizes)}Q", len(sizes), *sizes)
+        + struct.pack("<IQ", type_id, offset)
+    )
 
 
 def _value(key: KeyValue) -> bytes:

@@ -65,11 +65,15 @@ def read_tensors(path: Path) -> dict[str, tuple[str, bytes]]:
 
 
 def read_keys(path: Path) -> dict[str, object]:
-    """key -> value of a GGUF, read by the package gguf."""
+    """key -> value of a GGUF, read by the package gguf; without our own checksums."""
     import gguf
 
-    reader = gguf.GGUFReader(path)
-    return {name: field.contents() for name, field in reader.fields.items() if "GGUF." not in name}
+    fields = gguf.GGUFReader(path).fields
+    return {
+        name: field.contents()
+        for name, field in fields.items()
+        if "GGUF." not in name and not name.startswith("dots.checksum.")
+    }
 
 
 _silent = None

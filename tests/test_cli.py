@@ -205,7 +205,7 @@ def test_a_full_disk_leaves_nothing(tiny_checkpoint: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_in_quantize_cleans_up(number: int, status: int, tmp_path: Path) -> None:
+def test_a_signal_in_quantize_says_what_is_kept(number: int, status: int, tmp_path: Path) -> None:
     checkpoint = tiny.write_checkpoint(tmp_path / "checkpoint", n_layers=12, hidden=512)
     folder = tmp_path / "out"
     folder.mkdir()
@@ -220,7 +220,9 @@ def test_a_signal_in_quantize_cleans_up(number: int, status: int, tmp_path: Path
     _, err = process.communicate(timeout=60)
     assert process.returncode == status, err
     assert "Traceback" not in err
-    assert list(folder.iterdir()) == []
+    kept = sorted(path.name for path in folder.iterdir())
+    assert kept in ([], ["out.gguf.part", "out.gguf.part.journal"])
+    assert ("out.gguf.part: the same command goes on" in err) == bool(kept)
 
 
 def test_doctor_as_json() -> None:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOORS = {
     "llama_cpp": ("dotscli/engine",),
     "gguf": ("quantize/",),
-    "typer": ("dotscli/cli.py", "dotscli/options.py"),
-    "click": ("dotscli/cli.py", "dotscli/options.py"),
+    "typer": ("dotscli/cli.py", "dotscli/options"),
+    "click": ("dotscli/cli.py", "dotscli/options"),
     "rich": ("dotscli/terminal.py", "dotscli/render.py"),
     "jinja2": ("models/sandbox.py",),
     "prompt_toolkit": ("dotscli/editor.py",),

@@ -1,0 +1,67 @@
+"""The options of `dots quantize`, as one group; the rest of what `dotscli.options` is for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dotscli.options import parse_size
+
+
+def preset_names(incomplete: str) -> list[tuple[str, str]]:
+    """Shell completion of --type."""
+    from dotscli.quantize.presets import PRESETS
+
+    return [(p.name, p.summary) for p in PRESETS if p.name.startswith(incomplete)]
+
+
+@dataclass(frozen=True)
+class QuantizeFlags:
+    """What a GGUF becomes, and how it is made."""
+
+    out: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="OUT.gguf", help="Default: NAME-TYPE.gguf, here."),
+    ] = None
+    type: Annotated[
+        str,
+        typer.Option(
+            "--type",
+            autocompletion=preset_names,
+            metavar="TYPE",
+            help="q4, f32, f16, bf16, q8_0, q4_0, q4_k_s, q4_k_m, iq4_nl, iq4_xs or mxfp4_moe.",
+        ),
+    ] = "q4"
+    tensor_type: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--tensor-type", metavar="REGEX=TYPE", help="The type of some tensors; repeatable."
+        ),
+    ] = None
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF).")
+    ] = None
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
+    ] = 0
+    max_memory: Annotated[
+        int,
+        typer.Option("--max-memory", metavar="SIZE", parser=parse_size, help="At most this much."),
+    ] = "4G"  # type: ignore[assignment]  # the parser makes it a number
+    split_max_size: Annotated[
+        int | None,
+        typer.Option(
+            "--split-max-size", metavar="SIZE", parser=parse_size,
+            help="Several files of at most this much; named as llama.cpp names them.",
+        ),
+    ] = None  # fmt: skip
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan; config.json alone is enough.")
+    ] = False
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False
+    restart: Annotated[
+        bool, typer.Option("--restart", help="Don't go on with an interrupted run's work.")
+    ] = False

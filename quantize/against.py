@@ -1,0 +1,185 @@
+"""compare(): makes the tensors of a GGUF again from its checkpoint and compares the bytes.
+
+The types are those of the file, so a file of any recipe can be compared. On the way the error of
+every matrix is measured: |W - Q| / |W|, Euclidean, over the weights W of the checkpoint and what
+the file holds instead, Q.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dotscli.errors import DotsError
+from dotscli.models.check import check_dots1
+from dotscli.models.dots1 import Dots1
+from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
+from dotscli.models.tensors import naming_of
+from dotscli.quantize.decode import decode, widen_bf16
+from dotscli.quantize.encoder import Encoder
+from dotscli.quantize.importance import load_importance
+from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
+from dotscli.quantize.plan import Plan, TensorPlan, check_sources
+from dotscli.quantize.recipe import Recipe
+from dotscli.quantize.shards import Shards
+from dotscli.quantize.types import TYPES
+from dotscli.quantize.verify import check_names, read_at
+from dotscli.quantize.workers import default_threads, in_order
+
+_BY_ID = {kind.id: kind for kind in TYPES}
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """So many bytes of the checkpoint will be read."""
+
+    n_tensors: int
+    nbytes: int
+
+
+@dataclass(frozen=True)
+class Compared:
+    """So many of them are."""
+
+    done_nbytes: int
+
+
+@dataclass(frozen=True)
+class MatrixError:
+    """One matrix is compared.
+
+    Attributes:
+        expert: its number, or None if the tensor has no experts.
+        error: relative, 0 for a copy.
+        n_different: bytes that are not what quantizing makes of the checkpoint here.
+    """
+
+    tensor: str
+    type: str
+    expert: int | None
+    error: float
+    n_different: int
+
+
+AgainstEvent = Comparing | Compared | MatrixError
+
+
+def compare(
+    path: Path,
+    folder: Path,
+    names: Sequence[str] = (),
+    imatrix: Path | None = None,
+    threads: int = 0,
+) -> Iterator[AgainstEvent]:
+    """Compare a GGUF with what quantizing its checkpoint gives.
+
+    Args:
+        names: only these tensors; none is all.
+        imatrix: the importance matrix that the file was made with.
+
+    Raises:
+        DotsError: file and checkpoint are not of one model, or an importance matrix is missing.
+    """
+    gguf = read_gguf(path)
+    check_dots1(gguf)
+    check_names(gguf, names)
+    used = gguf.metadata.get("quantize.imatrix.file")
+    if used is not None and imatrix is None:
+        raise DotsError(
+            f"{path} was made with the importance matrix {used}",
+            hint="give it with --imatrix; without it, every quantized tensor would differ",
+        )
+    importance = load_importance(imatrix) if imatrix is not None else None
+    places = {
+        tensor.name: (file.path, file.data_offset + tensor.offset)
+        for file in map(read_one, gguf.shards)
+        for tensor in file.tensors
+    }
+    shards = Shards.open(folder)
+    try:
+        found = {
+            tensor.name: tensor for tensor in gguf.tensors if not names or tensor.name in names
+        }
+        plan = _plan(path, found, Dots1.load(folder), shards)
+        encoder = Encoder(plan, shards, importance, JOB_WEIGHTS)
+        work = list(jobs(plan, shards, JOB_WEIGHTS))
+        yield Comparing(len(plan.tensors), sum(job.nbytes for job in work))
+        yield from _results(encoder, work, places, threads or default_threads())
+    finally:
+        shards.close()
+
+
+def _plan(path: Path, found: dict[str, GgufTensor], model: Dots1, shards: Shards) -> Plan:
+    """The tensors of the file, with the sources that the checkpoint has for them."""
+    specs = model.tensors(naming_of(shards.names()))
+    check_sources(specs, shards)
+    tensors = []
+    for spec in specs:
+        tensor = found.pop(spec.name, None)
+        if tensor is None:
+            continue
+        kind = _BY_ID.get(tensor.type_id)
+        if tensor.shape != spec.shape[::-1] or kind is None:
+            raise DotsError(
+                f"{path}: {spec.name} is {list(tensor.shape)} as {tensor.type_name}, the "
+                f"checkpoint {shards.folder} makes {list(spec.shape[::-1])}",
+                hint="the file is of another model, or in a type that dots does not write",
+            )
+        tensors.append(TensorPlan(spec, kind, tensor.nbytes, 0))
+    if found:
+        raise DotsError(f"{path} holds {next(iter(found))}, which {shards.folder} does not have")
+    return Plan(model, Recipe.preset("f32"), tuple(tensors))
+
+
+def _results(
+    encoder: Encoder, work: Sequence[Job], places: dict[str, tuple[Path, int]], threads: int
+) -> Iterator[AgainstEvent]:
+    tensors, shards = encoder.plan.tensors, encoder.shards
+
+    def run(job: Job) -> tuple[Job, int, float, float]:
+        tensor = tensors[job.tensor]
+        file, start = places[tensor.name]
+        view = shards.view(job.source, job.start, job.nbytes)
+        weights = _floats(view, shards.dtype(job.source)).astype(np.float64)
+        view.release()
+        made = np.frombuffer(encoder.encode(job), np.uint8)
+        stored = read_at(file, start + job.offset, job.out_nbytes)
+        n_different = int(np.count_nonzero(made != np.frombuffer(stored, np.uint8)))
+        change = weights - decode(stored, tensor.type)
+        return job, n_different, _square(change), _square(weights)
+
+    done = n_different = 0
+    change = square = 0.0
+    with in_order(run, work, threads) as results:
+        for number, (job, different, changed, squared) in enumerate(results):
+            done += job.nbytes
+            yield Compared(done)
+            n_different, change, square = (
+                n_different + different,
+                change + changed,
+                square + squared,
+            )
+            following = work[number + 1] if number + 1 < len(work) else None
+            if following and (following.tensor, following.expert) == (job.tensor, job.expert):
+                continue
+            tensor = tensors[job.tensor]
+            expert = job.expert if len(tensor.shape) > 2 else None  # a stack
+            error = math.sqrt(change / square) if square else 0.0
+            yield MatrixError(tensor.name, tensor.type.name, expert, error, n_different)
+            n_different, change, square = 0, 0.0, 0.0
+
+
+def _square(values: NDArray[np.float64]) -> float:
+    """The sum of squares, without BLAS: its threads would compete with ours."""
+    return float(np.einsum("i,i", values, values))
+
+
+def _floats(view: memoryview, dtype: str) -> NDArray[np.float32]:
+    if dtype == "BF16":
+        return widen_bf16(view)
+    return np.frombuffer(view, "<f2" if dtype == "F16" else "<f4").astype(np.float32)

@@ -1,0 +1,212 @@
+"""verify(): is a GGUF still what was written? Structure, then the checksums in its metadata.
+
+Every matrix is hashed and compared, so that damage is named by tensor and expert with nothing but
+the file. What it is compared with when there is a checkpoint is in `dotscli.quantize.against`;
+nothing is printed here.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotscli.errors import DotsError
+from dotscli.models.check import check_dots1
+from dotscli.models.gguf_file import GgufArray, GgufFile, GgufTensor, read_gguf, read_one
+from dotscli.quantize.checksums import KEY, N_HEADER, checksum, matrix_checksum
+from dotscli.quantize.gguf_header import tensor_info
+from dotscli.quantize.workers import default_threads, in_order
+
+_U64 = 10  # gguf_type
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """One expert of a tensor, or all of a tensor that has none.
+
+    Attributes:
+        path: the file it lies in.
+        expert: its number, or None.
+        start: first byte in the file; nbytes: how many.
+        expected: its checksum, or None if the file has none.
+    """
+
+    path: Path
+    tensor: str
+    type: str
+    expert: int | None
+    start: int
+    nbytes: int
+    expected: int | None
+
+    @property
+    def label(self) -> str:
+        """For a person: blk.7.ffn_down_exps.weight, expert 93."""
+        return self.tensor if self.expert is None else f"{self.tensor}, expert {self.expert}"
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The structure is sound; so much is going to be read."""
+
+    n_tensors: int
+    n_matrices: int
+    nbytes: int
+    with_checksums: bool
+
+
+@dataclass(frozen=True)
+class Read:
+    """So many bytes are compared."""
+
+    done_nbytes: int
+
+
+@dataclass(frozen=True)
+class Damaged:
+    """Something is not what was written."""
+
+    what: str
+    tensor: str | None = None
+    expert: int | None = None
+
+
+VerifyEvent = Opened | Read | Damaged
+
+
+def verify(path: Path, names: Sequence[str] = (), threads: int = 0) -> Iterator[VerifyEvent]:
+    """Compare a GGUF, with all its parts, with its checksums.
+
+    Args:
+        names: only these tensors; none is all.
+        threads: 0 takes every core.
+
+    Raises:
+        DotsError: it is no GGUF, no dots1, lacks what llama.cpp needs, or has no such tensor.
+    """
+    gguf = read_gguf(path)
+    check_dots1(gguf)
+    check_names(gguf, names)
+    files = [read_one(shard) for shard in gguf.shards]
+    headers = [_header_damage(file) for file in files]
+    found = [
+        matrix
+        for file, damage in zip(files, headers, strict=True)
+        for matrix in matrices(file, _sums(file) if damage != _REARRANGED else None)
+        if not names or matrix.tensor in names
+    ]
+    with_checksums = any(matrix.expected is not None for matrix in found)
+    n_tensors = len({matrix.tensor for matrix in found})
+    nbytes = sum(matrix.nbytes for matrix in found if matrix.expected is not None)
+    yield Opened(n_tensors, len(found), nbytes, with_checksums)
+    for file, damage in zip(files, headers, strict=True):
+        if damage:
+            yield Damaged(f"{file.path}: {damage}")
+    done = 0
+    todo = (matrix for matrix in found if matrix.expected is not None)
+    with in_order(_hashed, todo, threads or default_threads()) as results:
+        for matrix, value in results:
+            done += matrix.nbytes
+            yield Read(done)
+            if value != matrix.expected:
+                what = f"{matrix.path}: {matrix.label} ({matrix.type}) is damaged"
+                yield Damaged(what, matrix.tensor, matrix.expert)
+
+
+def check_names(gguf: GgufFile, names: Sequence[str]) -> None:
+    """DotsError for a name that no tensor has."""
+    known = {tensor.name for tensor in gguf.tensors}
+    for name in names:
+        if name not in known:
+            alike = [other for other in sorted(known) if name in other][:3]
+            raise DotsError(
+                f"{gguf.path} has no tensor {name}",
+                hint="names are like " + " ".join(alike or ["blk.7.ffn_down_exps.weight"]),
+            )
+
+
+def n_experts(tensor: GgufTensor) -> int:
+    """How many matrices a tensor stacks; the others are one."""
+    return tensor.shape[2] if len(tensor.shape) == 3 else 1  # rows, columns, experts
+
+
+def matrices(file: GgufFile, sums: Sequence[int] | None) -> Iterator[Matrix]:
+    """Every matrix of one file, with its checksum if there are some."""
+    position = N_HEADER
+    for tensor in file.tensors:
+        count = n_experts(tensor)
+        nbytes = tensor.nbytes // count
+        for expert in range(count):
+            yield Matrix(
+                path=file.path,
+                tensor=tensor.name,
+                type=tensor.type_name,
+                expert=expert if len(tensor.shape) > 2 else None,
+                start=file.data_offset + tensor.offset + expert * nbytes,
+                nbytes=nbytes,
+                expected=None if sums is None else sums[position],
+            )
+            position += 1
+
+
+def read_at(path: Path, start: int, nbytes: int) -> bytes:
+    """Bytes of a file; DotsError if they can't be read."""
+    try:
+        with path.open("rb", buffering=0) as file:
+            file.seek(start)
+            data = file.read(nbytes)
+    except OSError as error:
+        raise DotsError(f"{path} can't be read at byte {start}: {error.strerror}") from None
+    if len(data) != nbytes:
+        raise DotsError(f"{path} ends within the {nbytes} bytes at {start}")
+    return data
+
+
+def _hashed(matrix: Matrix) -> tuple[Matrix, int]:
+    try:
+        fd = os.open(matrix.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    except OSError as error:
+        raise DotsError(f"{matrix.path} can't be read: {error.strerror}") from None
+    try:
+        value = matrix_checksum(
+            lambda _, start, nbytes: os.pread(fd, nbytes, start), 0, matrix.start, matrix.nbytes
+        )
+    except OSError as error:
+        raise DotsError(f"{matrix.path}: {matrix.label} can't be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
+    return matrix, value
+
+
+_REARRANGED = (
+    "the list of tensors is not the one that was written: another program made this file anew, or "
+    "its header is damaged; its checksums say nothing"
+)
+_CHANGED = "the metadata was changed after the file was written, or is damaged"
+
+
+def _sums(file: GgufFile) -> Sequence[int] | None:
+    """The values of the checksum key, or None if it isn't there."""
+    value = file.metadata.get(KEY)
+    if not isinstance(value, GgufArray) or value.element_type != _U64:
+        return None
+    return [int(number) for number in value.numbers()]
+
+
+def _header_damage(file: GgufFile) -> str:
+    """What is wrong with a header, or ""."""
+    sums = _sums(file)
+    if sums is None:
+        return ""
+    infos = b"".join(tensor_info(t.name, t.shape, t.type_id, t.offset) for t in file.tensors)
+    count = N_HEADER + sum(n_experts(tensor) for tensor in file.tensors)
+    if len(sums) != count or sums[1] != checksum([infos]):
+        return _REARRANGED
+    header = read_at(file.path, 0, file.data_offset)
+    values = struct.pack(f"<{count}Q", *sums)
+    if sums[0] != checksum([header.replace(values, bytes(len(values)), 1)]):
+        return _CHANGED
+    return ""
