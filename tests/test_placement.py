@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from dotscli.engine.options import CACHE_TYPES, cache_bytes
 from dotscli.errors import DotsError
 from dotscli.hot.budget import LayerCost, ModelCost, row_nbytes
-from dotscli.hot.contexts import STEP, advice, longest_context
 from dotscli.hot.placement import (
     GIB,
     LayerPlacement,
@@ -259,39 +258,10 @@ def test_the_override_says_what_n_cpu_moe_says() -> None:
     assert place(model(), Request(0, 0, 256)).engine_options().flags == "-ngl 0"
 
 
-@pytest.mark.parametrize(("device", "ram"), [(24, 64), (16, 64), (0, 96), (0, 8), (2, 64)])
-def test_the_longest_context_fits_and_the_next_does_not(
-    real: ModelCost, device: int, ram: int
-) -> None:
-    request = Request(device * GIB, ram * GIB, 0, "q8_0", "q8_0")
-
-    def fits(n_ctx: int) -> bool:
-        found = place(real, Request(device * GIB, ram * GIB, n_ctx, "q8_0", "q8_0"))
-        return found.dense_on_device if device else not found.ram.missing
-
-    longest = longest_context(real, request)
-    assert longest == 0 or fits(longest)
-    assert longest == real.n_ctx_train or not fits(longest + STEP)
-
-
 def test_margins() -> None:
     assert margin_nbytes(24 * GIB) == GIB
     assert margin_nbytes(2 * GIB) == GIB // 4
     assert margin_nbytes(0) == 0
-
-
-def test_advice_says_what_is_wrong(real: ModelCost) -> None:
-    def said(gib: int, ram: int, kind: str, n_ctx: int = 8192) -> str:
-        return " ".join(advice(place(real, Request(gib * GIB, ram * GIB, n_ctx, kind, kind))))
-
-    assert "short of" in said(0, 64, "q8_0")
-    assert said(0, 128, "q8_0") == ""
-    assert "layers fit on the device" in said(14, 128, "f16")
-    assert "-ctk q8_0 -ctv q8_0" in said(14, 128, "f16")
-    assert "below 12" in said(16, 128, "q8_0")
-    assert "hit rate of 17%" in said(24, 128, "q8_0")
-    assert "makes room for 385 more" in said(24, 128, "f16")
-    assert "whole model fits" in said(96, 128, "q8_0")
 
 
 def test_a_gguf_costs_the_same_as_its_plan(tiny_checkpoint: Path, tiny_gguf: Path) -> None:
