@@ -127,10 +127,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("n_files", [1, 3])
 def test_killed_at_every_one_of_the_last_steps(
-    n_files: int, checkpoint: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    n_files: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers, syncs, names: the run dies before the first of them, before the second ..."""
-    split = None if n_files == 1 else len(whole) * 2 // 5
+    split = None if n_files == 1 else 600_000
     out = tmp_path / "here" / "o.gguf"
     left = [0]
 
@@ -147,15 +147,15 @@ def test_killed_at_every_one_of_the_last_steps(
         return {path.name: path.read_bytes() for path in out.parent.iterdir()}
 
     out.parent.mkdir()
-    go_on(checkpoint, out, split_max_size=split)
+    go_on(tiny_checkpoint, out, split_max_size=split)
     expected = files()
     assert len(expected) == n_files
     steps = 0
     while left[0] <= 0:
         for path in out.parent.iterdir():
             path.unlink()
-        interrupt(checkpoint, out, 93, split_max_size=split)
-        events = quantize_checkpoint(checkpoint, out, "q8_0", split_max_size=split)
+        interrupt(tiny_checkpoint, out, 45, split_max_size=split)
+        events = quantize_checkpoint(tiny_checkpoint, out, "q8_0", split_max_size=split)
         while getattr(next(events), "name", "") != "output.weight":
             pass
         left[0] = steps
@@ -167,7 +167,7 @@ def test_killed_at_every_one_of_the_last_steps(
             with contextlib.suppress(Killed):
                 list(events)
         if len(files()) != n_files or any(".part" in name for name in files()):
-            go_on(checkpoint, out, split_max_size=split)
+            go_on(tiny_checkpoint, out, split_max_size=split)
         assert files() == expected, steps
         steps += 1
     assert steps > 10
