@@ -17,7 +17,7 @@ from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
 from dotscli.quantize.checksums import Sums, tensor_checksums
 from dotscli.quantize.encoder import Encoder, Importance
-from dotscli.quantize.identity import identity
+from dotscli.quantize.identity import identity, sources
 from dotscli.quantize.jobs import Job, job_weights, jobs
 from dotscli.quantize.journal import Journal
 from dotscli.quantize.layout import layouts
@@ -131,8 +131,8 @@ def convert(
     output.check()
     encoder = Encoder(plan, shards, importance, weights)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
-    depends_on = identity(files, keys, shards, inputs)
-    with Journal(output.path, depends_on, n_matrices) as journal:
+    depends_on = identity(files, keys, inputs)
+    with Journal(output.path, depends_on, sources(plan, shards), n_matrices) as journal:
         if restart:
             journal.forget()
         if journal.naming:

@@ -1,7 +1,8 @@
 """What the bytes of an output depend on, hashed part by part: if all are the same, so is the file.
 
-Shards are known by name, size, time of change and header, not by their 266 GiB. Threads and memory
-change nothing and are left out. The words are shown to users when a part differs.
+Shards are known by name, size, time of change and header, not by their 266 GiB, and tensor by
+tensor, so that a shard downloaded again costs only what was made from it. Threads and memory change
+nothing and are left out. The words are shown to users when a part differs.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dotscli.models.metadata import KeyValue
 from dotscli.quantize.codec import library
 from dotscli.quantize.gguf_header import gguf_header, tensor_infos
 from dotscli.quantize.layout import FileLayout
+from dotscli.quantize.plan import Plan
 from dotscli.quantize.shards import Shards
 
 _OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", "split.")
@@ -22,10 +24,9 @@ _OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", "split.")
 def identity(
     files: Sequence[FileLayout],
     keys: Sequence[KeyValue],
-    shards: Shards,
     inputs: Iterable[Path],
 ) -> dict[str, str]:
-    """Words for what an output depends on, with a hash of each.
+    """Words for what every tensor of an output depends on, with a hash of each.
 
     Args:
         keys: the metadata; what follows from the recipe is counted there.
@@ -35,15 +36,22 @@ def identity(
     plan = [
         text for file in files for text in (file.path.name.encode(), tensor_infos(file.tensors))
     ]
-    tensors = sorted(shards.tensors.items())
-    weights = [f"{tensor.path.name} {tensor.entry}".encode() for _, tensor in tensors]
     return {
         "the recipe": _hash(plan),
         "config or tokenizer": _hash([gguf_header(own, ())]),
-        "the weights": _hash([*(_stat(path) for path in shards.paths), *weights]),
         "the importance matrix": _hash(_stat(path) for path in inputs),
         "llama.cpp": _hash([Path(library()._name).read_bytes()]),
     }
+
+
+def sources(plan: Plan, shards: Shards) -> tuple[str, ...]:
+    """For every tensor of the plan a hash of what it is made from."""
+    files = {path: _stat(path) for path in shards.paths}
+    found = []
+    for tensor in plan.tensors:
+        own = [shards.tensors[source.name] for source in tensor.spec.sources]
+        found.append(_hash(files[t.path] + f"{t.entry}".encode() for t in own))
+    return tuple(found)
 
 
 def _stat(path: Path) -> bytes:

@@ -36,23 +36,32 @@ class Journal:
 
     Args:
         out: the (first) file of the output.
-        identity: what the output depends on, in words, with a hash of each.
+        identity: what every tensor depends on, in words, with a hash of each.
+        sources: for every tensor of the plan a hash of what it is made from.
         n_matrices: how many checksums every tensor of the plan has.
 
     Attributes:
         kept: the checksums of every tensor that an earlier run finished, by index in the plan.
         naming: whether that run had begun to give the files their names.
-        notice: why an earlier run's work can't be used, or "".
+        notice: why an earlier run's work, or a part of it, can't be used; or "".
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, str], n_matrices: Sequence[int]) -> None:
+    def __init__(
+        self,
+        out: Path,
+        identity: Mapping[str, str],
+        sources: Sequence[str],
+        n_matrices: Sequence[int],
+    ) -> None:
         self.path = journal_of(out)
         self.kept: dict[int, tuple[int, ...]] = {}
         self.naming = False
         self.notice = ""
         self._part = part_of(out)
         self._identity = dict(identity)
+        self._sources = sources
         self._n_matrices = n_matrices
+        self._stale: set[int] = set()
         self._good_nbytes = 0
         self._stays = False
         self._pending: list[bytes] = []
@@ -126,7 +135,8 @@ class Journal:
         Raises:
             DotsError: the file system failed.
         """
-        self._pending.append(_line({"tensor": index, "sums": [f"{s:016x}" for s in checksums]}))
+        sums = [f"{value:016x}" for value in checksums]
+        self._pending.append(_line({"tensor": index, "from": self._sources[index], "sums": sums}))
         if time.monotonic() >= self._next_sync:
             self.commit(output)
 
@@ -177,6 +187,12 @@ class Journal:
         self._good_nbytes = position
         if position == 0:
             self.notice = f"{self.path} is damaged: starting anew"
+        elif self._stale:
+            total = len(self._stale) + len(self.kept)
+            self.notice = (
+                f"the weights changed: {len(self._stale)} of the {total} tensors kept in "
+                f"{self._part} are made again"
+            )
 
     def _difference(self, first: dict[str, object]) -> str:
         """Why the work that this line begins can't be gone on with."""
@@ -201,7 +217,12 @@ class Journal:
             return False
         if not 0 <= index < len(self._n_matrices) or len(sums) != self._n_matrices[index]:
             return False
-        self.kept[index] = tuple(int(text, 16) for text in sums)
+        if value.get("from") == self._sources[index]:
+            self.kept[index] = tuple(int(text, 16) for text in sums)
+            self._stale.discard(index)
+        else:
+            self._stale.add(index)
+            self.kept.pop(index, None)
         return True
 
     def _write(self, lines: Sequence[bytes]) -> None:

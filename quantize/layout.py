@@ -114,9 +114,9 @@ def _groups(
             first, used = index, later
         if used + needed > max_nbytes:
             raise DotsError(
-                f"--split-max-size {max_nbytes / 1e6:.1f}M is too small: a file with {tensor.name} "
-                f"has {(used + needed) / 1e6:.1f} MB",
-                hint=f"give at least {-(-(used + needed) // (1 << 20))}M",
+                f"--split-max-size of {max_nbytes} bytes is too small: a file with {tensor.name} "
+                f"has {used + needed}",
+                hint=f"give at least {-(-(used + needed) // 1024)}K",
             )
         used += needed
     return [*groups, (first, len(tensors))]

@@ -127,10 +127,10 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("n_files", [1, 3])
 def test_killed_at_every_one_of_the_last_steps(
-    n_files: int, checkpoint: Path, whole: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    n_files: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers, syncs, names: the run dies before the first of them, before the second ..."""
-    split = None if n_files == 1 else len(whole) * 2 // 5
+    split = None if n_files == 1 else 600_000
     out = tmp_path / "here" / "o.gguf"
     left = [0]
 
@@ -147,15 +147,15 @@ def test_killed_at_every_one_of_the_last_steps(
         return {path.name: path.read_bytes() for path in out.parent.iterdir()}
 
     out.parent.mkdir()
-    go_on(checkpoint, out, split_max_size=split)
+    go_on(tiny_checkpoint, out, split_max_size=split)
     expected = files()
     assert len(expected) == n_files
     steps = 0
     while left[0] <= 0:
         for path in out.parent.iterdir():
             path.unlink()
-        interrupt(checkpoint, out, 93, split_max_size=split)
-        events = quantize_checkpoint(checkpoint, out, "q8_0", split_max_size=split)
+        interrupt(tiny_checkpoint, out, 45, split_max_size=split)
+        events = quantize_checkpoint(tiny_checkpoint, out, "q8_0", split_max_size=split)
         while getattr(next(events), "name", "") != "output.weight":
             pass
         left[0] = steps
@@ -167,7 +167,7 @@ def test_killed_at_every_one_of_the_last_steps(
             with contextlib.suppress(Killed):
                 list(events)
         if len(files()) != n_files or any(".part" in name for name in files()):
-            go_on(checkpoint, out, split_max_size=split)
+            go_on(tiny_checkpoint, out, split_max_size=split)
         assert files() == expected, steps
         steps += 1
     assert steps > 10
@@ -220,26 +220,52 @@ def test_another_recipe_starts_anew(
     assert out.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
 
 
-def test_a_changed_checkpoint_starts_anew(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_changed_config_starts_anew(checkpoint: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
     out = tmp_path / "o.gguf"
     interrupt(folder, out)
-    shard = next(folder.glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-2] + b"\x00\x40")
-    interrupt(folder, out, 3)
     (folder / "generation_config.json").write_text('{"top_k": 3}')
     events = go_on(folder, out)
     assert "config or tokenizer changed: starting anew" in warnings(events)
+    assert resumed(events) is None
     go_on(folder, tmp_path / "fresh.gguf")
     assert out.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
 
 
-def test_a_changed_shard_is_noticed(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_changed_shard_costs_what_was_made_from_it(checkpoint: Path, tmp_path: Path) -> None:
+    """The second of two shards begins in the middle of a layer's tensors."""
     folder = Path(shutil.copytree(checkpoint, tmp_path / "copy"))
-    interrupt(folder, tmp_path / "o.gguf")
-    os.utime(next(folder.glob("*.safetensors")))
-    events = go_on(folder, tmp_path / "o.gguf")
-    assert "the weights changed: starting anew" in warnings(events)
+    out = tmp_path / "o.gguf"
+    interrupt(folder, out, 90)
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    data = bytearray(shard.read_bytes())
+    data[-1000] ^= 1
+    shard.write_bytes(data)
+    events = go_on(folder, out)
+    found = resumed(events)
+    assert found is not None
+    n_again = 90 - found.n_tensors
+    assert 20 < n_again < 70
+    assert f"the weights changed: {n_again} of the 90 tensors" in warnings(events)
+    assert found.n_damaged == 0
+    go_on(folder, tmp_path / "fresh.gguf")
+    assert out.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
+
+
+def test_a_damaged_shard_keeps_the_work(checkpoint: Path, whole: bytes, tmp_path: Path) -> None:
+    """It is found out late, and has to be downloaded again."""
+    folder = Path(shutil.copytree(checkpoint, tmp_path / checkpoint.name))
+    out = tmp_path / "o.gguf"
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    good = shard.read_bytes()
+    shard.write_bytes(good[:-2] + b"\x80\x7f")
+    with pytest.raises(DotsError, match="holds inf"):
+        go_on(folder, out)
+    shard.write_bytes(good)
+    found = resumed(go_on(folder, out))
+    assert found is not None
+    assert found.n_tensors > 20
+    assert out.read_bytes() == whole
 
 
 def test_damage_in_the_part_is_made_good(checkpoint: Path, whole: bytes, tmp_path: Path) -> None:
