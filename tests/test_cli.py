@@ -18,6 +18,7 @@ import pytest
 
 from dotscli import catalog
 from dotscli.errors import DotsError
+from dotscli.hot.plugin import unavailable
 from dotscli.options import parse_size
 from tests import tiny
 from tests.transcript import command, dots, dots_process, environment
@@ -230,14 +231,15 @@ def test_doctor_as_json() -> None:
     assert {"versions", "devices", "hot_backend", "rpc"} <= set(value)
     assert value["versions"]["dots"] == version("dotscli")
     assert {"name", "type", "free_bytes", "total_bytes"} <= set(value["devices"][-1])
-    assert value["hot_backend"] == {"available": False, "reason": "not built in this version"}
+    assert value["hot_backend"] == {"available": not unavailable(), "reason": unavailable()}
+    assert all(device["type"] != "ACCEL" for device in value["devices"])
     assert isinstance(value["rpc"], bool)
 
 
 def test_doctor_as_a_table() -> None:
     done = dots("doctor")
     assert done.exit_status == 0
-    for text in ("llama.cpp", "CPU", "hot experts  no: not built in this version", "RPC workers"):
+    for text in ("llama.cpp", "CPU", "hot experts  ", "RPC workers"):
         assert text in done.stdout
     assert "warning: " not in done.stdout
 
