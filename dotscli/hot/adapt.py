@@ -50,8 +50,10 @@ class Adaptation:
             layer for layer in model.layers() if 0 < layer.n_slots < layer.n_experts
         )
         known = {} if heat is None else heat.layers
-        start = [known.get(layer.layer, np.zeros(layer.n_experts)) for layer in self._layers]
-        self._frequencies = Frequencies(np.array(start, np.float64), n_experts_used, self._rule)
+        start = np.zeros((len(self._layers), max((x.n_experts for x in self._layers), default=0)))
+        for row, layer in enumerate(self._layers):
+            start[row] = known.get(layer.layer, 0)
+        self._frequencies = Frequencies(start, n_experts_used, self._rule)
         self._seen = np.zeros_like(self._frequencies.slow)
         self._n_tokens = 0
         self._upload_s = 0.0
