@@ -30,7 +30,8 @@ from dotscli.models.gguf_file import GgufFile, read_gguf
 from dotscli.quantize import quantize_checkpoint
 from tests.dots1_gguf import Type, write_model
 from tests.engine_kit import ids, run
-from tests.transcript import dots, environment
+from tests.hot_devices import has_rpc
+from tests.transcript import ROOT, dots, environment
 
 if library.library_path() is None:
     pytest.skip("installed without native libraries", allow_module_level=True)
@@ -505,3 +506,47 @@ def test_a_conversation_has_hot_experts_too(model: Path, tmp_path: Path) -> None
     assert done.exit_status == 0
     assert "hot 14% @ " in done.stderr
     assert list((tmp_path / "dots" / "heat").iterdir())
+
+
+# A device that counts as a GPU
+
+
+REMOTE = """
+import sys
+from pathlib import Path
+from dotscli.engine import Engine, EngineOptions, HotOptions
+from dotscli.engine import load as engine_load
+from dotscli.sampling import Sampling
+from tests.hot_devices import rpc_device
+engine_load.may_crash_with_amx = lambda: True
+def run(hot):
+    said = []
+    options = EngineOptions(n_threads=1, n_ctx=256, hot=hot)
+    with Engine.load(Path(sys.argv[1]), options, on_log=said.append) as engine:
+        [*tokens, last] = engine.generate([1, 2, 3], Sampling(temp=0.0), n_predict=24)
+        hot = last.stats.hot
+        print([piece.token for piece in tokens], said)
+        print(hot and (hot.device, hot.resident_experts, hot.hit_rate > 0))
+run(None)
+with rpc_device():
+    run(HotOptions(nbytes=1 << 20, adapt=False))
+    run(HotOptions(nbytes=1 << 20))
+    run(HotOptions())
+"""
+
+
+@pytest.mark.skipif(not has_rpc(), reason="this llama.cpp has no RPC")
+def test_dense_layers_and_hot_experts_on_a_worker(model: Path) -> None:
+    """It has the CPU's kernels, so the answer is the same; all of the model fits, so auto is off.
+
+    In a process of its own: the device stays known to the process that added it.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", REMOTE, str(model)],
+        cwd=ROOT, env=environment(), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone, none, *rest = done.stdout.splitlines()
+    assert alone.endswith(" []")
+    assert none == "None"
+    assert rest == [alone, "('RPC0', 14, True)"] * 2 + [alone, "None"]
