@@ -200,6 +200,8 @@ def test_who_asked_hears_why_not(
     assert reasons(EngineOptions(hot=HotOptions())) == []
     [line] = reasons(EngineOptions(hot=HotOptions(nbytes=MIB)))
     assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
+    [line] = reasons(EngineOptions(hot=HotOptions(heat=tmp_path / "heat.json")))
+    assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
     [line] = reasons(EngineOptions(hot=on_cpu(1000)))
     assert line == "hot experts are off: an expert takes 72.5 KiB"
     monkeypatch.setattr("dotscli.hot.plugin.unavailable", lambda: "ggml 9.9 is not 0.25")
@@ -267,13 +269,17 @@ def gpu(free: int) -> list[Device]:
     return [dataclasses.replace(cpu, type="GPU", free_bytes=free, total_bytes=free)]
 
 
+def free_for(cost: ModelCost, experts_nbytes: int) -> int:
+    """Free memory with room for all dense weights, a cache of 512 tokens and so many experts."""
+    needed = cost.dense_nbytes + cost.compute_nbytes(512, "f16", "f16") + experts_nbytes
+    return (needed + len(cost.layers) * cost.kv_layer_nbytes(512, "f16", "f16")) * 8 // 7
+
+
 def test_auto_fills_what_is_free_but_for_a_margin(
     model: Path, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An eighth stays free, as `dots plan` says."""
-    needed = cost.dense_nbytes + cost.compute_nbytes(512, "f16", "f16")
-    needed += len(cost.layers) * cost.kv_layer_nbytes(512, "f16", "f16")
-    free = (needed + cost.experts_nbytes // 2) * 8 // 7
+    free = free_for(cost, cost.experts_nbytes // 2)
     left = 3 * MIB + free // 8  # when weights and cache are there
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(free))
     monkeypatch.setattr(engine_hot, "registered", lambda: gpu(left))
@@ -292,6 +298,12 @@ def test_auto_and_a_device_that_holds_all_or_nothing(
     said: list[str] = []
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(1 << 30))
     assert choose(gguf, options, said.append) == (options, None)
+    [first] = gpu(free_for(cost, cost.experts_nbytes // 2))
+    two = [first, dataclasses.replace(first, name="CPU1")]
+    monkeypatch.setattr(hot_choice, "registered", lambda: two)
+    assert choose(gguf, options, said.append) == (options, None)
+    monkeypatch.setattr(hot_choice, "registered", lambda: two[:1])
+    assert choose(gguf, options, said.append)[1] is not None
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(MIB))
     found, choice = choose(gguf, options, said.append)
     assert choice is None

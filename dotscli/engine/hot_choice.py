@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +67,11 @@ def choose(
     hot = options.hot
     if hot is None:
         return options, None
-    device = _device(hot, options)
+    known = {device.name: device for device in registered() if device.type != "ACCEL"}
+    gpus = [device for device in known.values() if device.type == "GPU"]
+    device = _device(hot, known, gpus)
+    if options.n_gpu_layers == 0 and not hot.asked:
+        device = None  # nothing is to be on a GPU
 
     def off(
         reason: str, instead: EngineOptions = options, *, say: bool = hot.asked
@@ -92,14 +96,15 @@ def choose(
     elif _places_experts(gguf, options):
         return off("-cmoe, -ncmoe or -ot says where experts go, and --hot has no size")
     else:
-        found = _placement(gguf, cost, options, device, as_counts(kept))
+        # llama.cpp divides layers over all GPUs
+        free = sum(gpu.free_bytes for gpu in gpus) or device.free_bytes
+        found = _placement(gguf, cost, options, free, as_counts(kept))
         if found.n_resident == cost.n_experts:
-            return off(f"the whole model fits on {device.name}")
+            return off("the whole model fits into device memory")
         if options.n_gpu_layers is None:
             stock = _as_placed(options, found)
             if not found.n_resident:
-                why = f"dense weights and cache leave no room for experts on {device.name}"
-                return off(why, stock)
+                return off("dense weights and cache leave no device memory for experts", stock)
     from dotscli.hot import plugin
 
     if reason := plugin.unavailable():
@@ -107,13 +112,9 @@ def choose(
     return options, HotChoice(device, hot.nbytes, cost, kept, hot.adapt)
 
 
-def _device(hot: HotOptions, options: EngineOptions) -> Device | None:
-    known = {device.name: device for device in registered() if device.type != "ACCEL"}
+def _device(hot: HotOptions, known: Mapping[str, Device], gpus: list[Device]) -> Device | None:
     if not hot.device:
-        gpus = [device for device in known.values() if device.type == "GPU"]
-        if options.n_gpu_layers == 0 and hot.nbytes is None:
-            return None
-        return max(gpus, key=lambda device: device.free_bytes, default=None)
+        return max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
     device = known.get(hot.device)
     if device is None:
         raise DotsError(
@@ -152,15 +153,15 @@ def _placement(
     gguf: GgufFile,
     cost: ModelCost,
     options: EngineOptions,
-    device: Device,
+    free: int,
     heat: HeatCounts | None,
 ) -> Placement:
     sizes = sizes_of(gguf)
     token_bytes = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
-    left = max(0, device.free_bytes - cost.dense_nbytes)
+    left = max(0, free - cost.dense_nbytes)
     n_ctx = options.n_ctx or context_size(cost.n_ctx_train, token_bytes, left)
     kinds = options.cache_type_k, options.cache_type_v
-    return place(cost, Request(device.free_bytes, free_memory(0), n_ctx, *kinds), heat)
+    return place(cost, Request(free, free_memory(0), n_ctx, *kinds), heat)
 
 
 def _as_placed(options: EngineOptions, found: Placement) -> EngineOptions:

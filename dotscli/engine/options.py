@@ -50,7 +50,7 @@ class HotOptions:
     @property
     def asked(self) -> bool:
         """Whether somebody wants them, and not only if it happens to be possible."""
-        return self.nbytes is not None or bool(self.device)
+        return self.nbytes is not None or bool(self.device) or self.heat is not None
 
 
 @dataclass(frozen=True)
