@@ -42,6 +42,11 @@ def models_folder(environ: Mapping[str, str]) -> Path:
     return _folder(environ, "XDG_DATA_HOME", "user_data_dir") / "models"
 
 
+def heat_folder(environ: Mapping[str, str]) -> Path:
+    """Where it is kept how much each expert of a model is used: heat/ in the data folder."""
+    return _folder(environ, "XDG_DATA_HOME", "user_data_dir") / "heat"
+
+
 def state_folder(environ: Mapping[str, str]) -> Path:
     """Where the input history is kept: $XDG_STATE_HOME/dots."""
     return _folder(environ, "XDG_STATE_HOME", "user_state_dir")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dotscli.errors import DotsError, ExitStatus
+from dotscli.grouping import grouped
 from dotscli.options import (
     AnswerFlags,
     EngineFlags,
@@ -25,7 +26,6 @@ from dotscli.options import (
     OutputFlags,
     PlanFlags,
     SamplingFlags,
-    grouped,
 )
 from dotscli.options_quantize import QuantizeFlags
 from dotscli.terminal import Terminal

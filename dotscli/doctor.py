@@ -10,9 +10,10 @@ import platform
 from typing import Any
 
 from dotscli import engine
-from dotscli.catalog import cache_folder, models_folder, state_folder
+from dotscli.catalog import cache_folder, heat_folder, models_folder, state_folder
 from dotscli.config import config_path
 from dotscli.errors import DotsError
+from dotscli.hot.plugin import unavailable
 from dotscli.progress import format_bytes
 from dotscli.terminal import Terminal
 
@@ -35,12 +36,13 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
             "free_bytes": psutil.virtual_memory().available,
             "total_bytes": psutil.virtual_memory().total,
         },
-        "hot_backend": {"available": False, "reason": "not built in this version"},
+        "hot_backend": {"available": False, "reason": "llama.cpp doesn't work"},
         "paths": {
             "config": str(config_path(terminal.environ)),
             "models": str(models_folder(terminal.environ)),
             "cache": str(cache_folder(terminal.environ)),
             "history": str(state_folder(terminal.environ)),
+            "heat": str(heat_folder(terminal.environ)),
         },
     }
     try:
@@ -57,6 +59,9 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
         ]
         facts["rpc"] = engine.has_rpc()
         facts["caveats"] = engine.caveats()
+        # After the devices have been listed: it registers one that nobody should choose.
+        reason = unavailable()
+        facts["hot_backend"] = {"available": not reason, "reason": reason}
     except DotsError as error:
         facts["problems"].append(f"{error.message} ({error.hint})")
     return facts
@@ -93,7 +98,9 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
         f"{format_bytes(memory['total_bytes'])}\n"
     )
     hot = facts["hot_backend"]
-    terminal.write(f"hot experts  {'yes' if hot['available'] else 'no: ' + hot['reason']}\n")
+    gpu = any(device["type"] == "GPU" for device in facts["devices"])
+    can = "yes" if gpu else "yes, with a GPU; --hot-device CPU tries them out"
+    terminal.write(f"hot experts  {can if hot['available'] else 'no: ' + hot['reason']}\n")
     rpc = "yes" if facts["rpc"] else "no: llama-cpp-python was built without -DGGML_RPC=on"
     terminal.write(f"RPC workers  {rpc}\n\n")
     terminal.table(("folder", "where"), list(facts["paths"].items()))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dotscli.errors import DotsError, ExitStatus
-from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.options import AnswerFlags, EngineFlags, SamplingFlags, size_of
 from dotscli.progress import closed
 from dotscli.sampling import Sampling
 from dotscli.stream import Piece
@@ -21,7 +21,7 @@ from dotscli.text import argument, printable
 from dotscli.tint import Tint
 
 if TYPE_CHECKING:
-    from dotscli.engine import Engine, EngineOptions
+    from dotscli.engine import Engine, EngineOptions, HotOptions
 
 # llama.cpp's keys for what a model's makers recommend (llama-arch.cpp, general.sampling.*).
 METADATA_KEYS = {
@@ -40,8 +40,8 @@ def usage(message: str, hint: str) -> DotsError:
     return DotsError(message, hint, ExitStatus.USAGE)
 
 
-def engine_options(flags: EngineFlags) -> EngineOptions:
-    """The flags as the engine wants them.
+def engine_options(flags: EngineFlags, heat_folder: Path) -> EngineOptions:
+    """The flags as the engine wants them; in `heat_folder` it keeps how much experts are used.
 
     Raises:
         DotsError: a value out of its range (exit status 2).
@@ -70,7 +70,31 @@ def engine_options(flags: EngineFlags) -> EngineOptions:
         cache_type_v=flags.cache_type_v.lower(),
         flash_attn=flags.flash_attn,
         rpc=tuple(part.strip() for part in flags.rpc.split(",") if part.strip()),
+        hot=hot_options(flags, heat_folder),
         verbose=flags.verbose,
+    )
+
+
+def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
+    """What the flags say of hot experts; None is off.
+
+    Raises:
+        DotsError: --hot is neither auto, off nor a size (exit status 2).
+    """
+    from dotscli.engine import HotOptions
+
+    wanted = flags.hot.strip().lower()
+    nbytes = None if wanted == "auto" else size_of(wanted)
+    if wanted == "off" or nbytes == 0:
+        return None
+    if wanted != "auto" and nbytes is None:
+        raise usage(f"--hot is {flags.hot!r}", "give auto, off or a size such as 8G")
+    return HotOptions(
+        nbytes=nbytes,
+        device=flags.hot_device,
+        heat=flags.heat,
+        folder=folder,
+        adapt=not flags.no_adapt,
     )
 
 

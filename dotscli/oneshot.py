@@ -11,7 +11,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
-from dotscli.catalog import resolve
+from dotscli.catalog import heat_folder, resolve
 from dotscli.chat import Message, OnPrefill, encode
 from dotscli.errors import ExitStatus
 from dotscli.loading import (
@@ -78,7 +78,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
     Raises:
         DotsError: anything that keeps it from being answered.
     """
-    options = engine_options(request.engine)
+    options = engine_options(request.engine, heat_folder(terminal.environ))
     sampling_for(request.sampling, {})  # values out of range are said before anything is loaded
     system = system_prompt(terminal, request.answer)
     if request.raw and system:

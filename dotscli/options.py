@@ -1,20 +1,16 @@
 """The options of every command, declared once and spelled as llama.cpp spells them.
 
-A group of options is a frozen dataclass whose fields are typer options; `grouped` lets a command
-take whole groups as its parameters. Options that have their default elsewhere (the model's
+A group of options is a frozen dataclass whose fields are typer options; a command that is `grouped`
+takes whole groups as its parameters. Options that have their default elsewhere (the model's
 metadata, the engine) are None when nobody gave them. It knows no model and no engine.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import inspect
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -27,9 +23,17 @@ def parse_size(text: str) -> int:
     Raises:
         typer.BadParameter: it is no such size.
     """
-    match = SIZE.fullmatch(str(text).strip())
-    if match is None:
+    nbytes = size_of(str(text))
+    if nbytes is None:
         raise typer.BadParameter(f"{text!r} is not a size such as 512M, 24G or 48GiB")
+    return nbytes
+
+
+def size_of(text: str) -> int | None:
+    """The same, and None for what is no size."""
+    match = SIZE.fullmatch(text.strip())
+    if match is None:
+        return None
     power = ("", "K", "M", "G", "T").index(match[2].upper())
     return int(float(match[1]) * 1024**power)
 
@@ -47,48 +51,6 @@ def gguf_files(incomplete: str) -> list[str]:
 
 def _is_gguf(path: Path) -> bool:
     return path.suffix.lower() == ".gguf"
-
-
-def grouped(command: Callable[..., None]) -> Callable[..., None]:
-    """Replace each parameter that is a group of options by its options, and call with the group."""
-    # Not typing.get_type_hints: before Python 3.11 it makes a default of None an Optional around
-    # the annotation, where typer doesn't see it.
-    hints = inspect.get_annotations(command, eval_str=True)
-    groups: dict[str, Any] = {n: h for n, h in hints.items() if dataclasses.is_dataclass(h)}
-    parameters: list[inspect.Parameter] = []
-    for name, parameter in inspect.signature(command).parameters.items():
-        if name not in groups:
-            parameters.append(parameter.replace(annotation=hints[name]))
-            continue
-        kind = groups[name]
-        options = inspect.get_annotations(kind, eval_str=True)
-        parameters += [
-            inspect.Parameter(
-                field.name,
-                inspect.Parameter.KEYWORD_ONLY,
-                default=_default(field),
-                annotation=options[field.name],
-            )
-            for field in dataclasses.fields(kind)
-        ]
-
-    @wraps(command)
-    def with_groups(**values: Any) -> None:
-        for name, kind in groups.items():
-            fields = [field.name for field in dataclasses.fields(kind)]
-            values[name] = kind(**{field: values.pop(field) for field in fields})
-        command(**values)
-
-    ordered = sorted(parameters, key=lambda p: p.kind == inspect.Parameter.KEYWORD_ONLY)
-    with_groups.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]  # typer reads it
-    with_groups.__annotations__ = {p.name: p.annotation for p in ordered}
-    return with_groups
-
-
-def _default(field: dataclasses.Field[Any]) -> Any:
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
 
 
 Model = Annotated[
@@ -238,6 +200,24 @@ class EngineFlags:
     rpc: Annotated[
         str, typer.Option("--rpc", metavar="HOST:PORT,...", help="Workers to run layers on.")
     ] = ""
+    hot: Annotated[
+        str,
+        typer.Option(
+            "--hot", envvar="DOTS_HOT", metavar="SIZE",
+            help="Device memory for hot experts; auto: what is free on a GPU; off: none.",
+        ),
+    ] = "auto"  # fmt: skip
+    hot_device: Annotated[
+        str,
+        typer.Option("--hot-device", metavar="NAME", help="Where they live; else on the GPU."),
+    ] = ""
+    heat: Annotated[
+        Path | None,
+        typer.Option("--heat", metavar="FILE", help="Which are hot at first; or an imatrix."),
+    ] = None
+    no_adapt: Annotated[
+        bool, typer.Option("--no-adapt", help="Exchange none of them while answering.")
+    ] = False
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama.cpp logs.")] = (
         False
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from dotscli.catalog import resolve
 from dotscli.errors import DotsError, ExitStatus
-from dotscli.hot.budget import ModelCost, TensorCost, model_cost
+from dotscli.hot.budget import ModelCost, TensorCost, file_cost, model_cost
 from dotscli.hot.contexts import KV_TYPES, Column, advice, column
 from dotscli.hot.placement import Placement, Request, Use, place
 from dotscli.hot.slots import HeatCounts, knee_slots
@@ -90,28 +90,12 @@ def checkpoint_cost(path: Path, kind: str) -> ModelCost:
 
 def gguf_cost(path: Path) -> ModelCost:
     """The cost of a GGUF, from its header."""
-    from dotscli.models.check import check_dots1, sizes_of
+    from dotscli.models.check import check_dots1
     from dotscli.models.gguf_file import read_gguf
 
     gguf = read_gguf(path)
     check_dots1(gguf)
-    sizes = sizes_of(gguf)
-    used, trained = (
-        gguf.metadata[f"dots1.{key}"] for key in ("expert_used_count", "context_length")
-    )
-    assert isinstance(used, int)
-    assert isinstance(trained, int)
-    return model_cost(
-        (
-            TensorCost(t.name, t.type_name, t.nbytes, t.shape[2] if len(t.shape) > 2 else 1)
-            for t in gguf.tensors
-        ),
-        n_experts_used=used,
-        n_ctx_train=trained,
-        n_embd=sizes.n_embd,
-        vocab_size=sizes.vocab_size,
-        kv_width=sizes.n_heads * sizes.head_dim,
-    )
+    return file_cost(gguf)
 
 
 def _device(vram: int | None) -> tuple[str, int, list[str]]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dotscli.stream import Piece, Stats
+from dotscli.stream import HotFigures, Piece, Stats
 
 
 @dataclass
@@ -52,7 +52,24 @@ def answer_json(
             "prefill_tps": round(stats.prefill_tps, 2),
             "decode_tps": round(stats.decode_tps, 2),
         },
-        "hot": None,
+        "hot": None if stats.hot is None else hot_json(stats.hot),
+    }
+
+
+def hot_json(hot: HotFigures) -> dict[str, object]:
+    """Hot experts in that object; its figures are of the answer but for the first six."""
+    return {
+        "device": hot.device,
+        "resident_experts": hot.resident_experts,
+        "n_experts": hot.n_experts,
+        "layers_off": hot.layers_off,
+        "uploads": hot.uploads,
+        "uploaded_bytes": hot.uploaded_nbytes,
+        "hit_rate": round(hot.hit_rate, 4),
+        "prefill_hit_rate": round(hot.prefill_hit_rate, 4),
+        "cpu_s": round(hot.cpu_s, 4),
+        "device_s": round(hot.device_s, 4),
+        "wait_s": round(hot.wait_s, 4),
     }
 
 
@@ -75,12 +92,15 @@ def stats_line(
     if stats.reused_tokens:
         prefill += f" ({stats.reused_tokens:,} reused)"
     parts.append(prefill)
+    if stats.hot is not None:
+        hot = stats.hot
+        parts.append(f"hot {hot.resident_share:.0%} @ {hot.hit_rate:.0%} hits")
     if stats.ttft_s:
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
     used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
     parts.append(f"ctx {short(used)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
-    for least in ("TTFT", "ctx", "prefill"):
+    for least in ("TTFT", "ctx", "hot", "prefill"):
         if 0 < width <= len(" · ".join(parts)):
             parts = [part for part in parts if not part.startswith(least)]
     return " · ".join(parts)

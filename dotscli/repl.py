@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
-from dotscli.catalog import resolve
+from dotscli.catalog import heat_folder, resolve
 from dotscli.chat import Conversation, OnPrefill
 from dotscli.editor import PromptReader, Reader, reader_for
 from dotscli.errors import DotsError, ExitStatus
@@ -130,7 +130,7 @@ def chat(
     Raises:
         DotsError: anything that keeps it from beginning.
     """
-    options = engine_options(engine)
+    options = engine_options(engine, heat_folder(terminal.environ))
     sampling_for(sampling, {})  # values out of range are said before anything is loaded
     system = system_prompt(terminal, answer)
     grammar = grammar_for(terminal, answer)

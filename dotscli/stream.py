@@ -15,6 +15,45 @@ from dotscli.errors import DotsError
 
 
 @dataclass(frozen=True)
+class HotFigures:
+    """What hot experts did for one generation; a pair is one token at one of its experts.
+
+    `decode` counts batches of up to 8 tokens. `resident_experts`, `layers_off` and
+    `uploaded_nbytes` are since the load, the first placement included. Times are seconds of the
+    computing thread: with the CPU's pairs, with the device, and of that waiting for the device.
+    """
+
+    device: str
+    resident_experts: int
+    n_experts: int
+    layers_off: int
+    decode_hits: int
+    decode_misses: int
+    prefill_hits: int
+    prefill_misses: int
+    uploads: int
+    uploaded_nbytes: int
+    cpu_s: float
+    device_s: float
+    wait_s: float
+
+    @property
+    def hit_rate(self) -> float:
+        """Part of the pairs that the device computed while decoding; 0 if there were none."""
+        return self.decode_hits / max(1, self.decode_hits + self.decode_misses)
+
+    @property
+    def prefill_hit_rate(self) -> float:
+        """The same for larger batches."""
+        return self.prefill_hits / max(1, self.prefill_hits + self.prefill_misses)
+
+    @property
+    def resident_share(self) -> float:
+        """Part of the routed experts that have a copy on the device."""
+        return self.resident_experts / max(1, self.n_experts)
+
+
+@dataclass(frozen=True)
 class Stats:
     """Figures of one generation. Times are seconds spent in the engine, not in its consumer.
 
@@ -28,6 +67,7 @@ class Stats:
     prefill_s: float = 0.0
     decode_s: float = 0.0
     ttft_s: float = 0.0
+    hot: HotFigures | None = None
 
     @property
     def prefill_tps(self) -> float:

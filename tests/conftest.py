@@ -23,3 +23,12 @@ def tiny_gguf(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     for _ in quantize_checkpoint(tiny_checkpoint, path, "f32"):
         pass
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that make devices known to this process come last.
+
+    Such a device counts as a GPU from then on, and one whose worker is gone ends the process of
+    whoever asks how much memory it has.
+    """
+    items.sort(key=lambda item: item.path.name == "test_hot_exact.py")

@@ -11,13 +11,14 @@ from dotscli.engine.devices import Device, devices
 from dotscli.engine.grammar import json_schema_grammar
 from dotscli.engine.lib import versions
 from dotscli.engine.model import Engine
-from dotscli.engine.options import EngineOptions
+from dotscli.engine.options import EngineOptions, HotOptions
 from dotscli.engine.rpc import has_rpc
 
 __all__ = [
     "Device",
     "Engine",
     "EngineOptions",
+    "HotOptions",
     "caveats",
     "devices",
     "has_rpc",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from dotscli.engine.decode import Decoder
 from dotscli.engine.sampler import Sampler
 from dotscli.engine.vocab import Vocabulary
 from dotscli.stream import Piece, Stats, TextStream
+
+if TYPE_CHECKING:
+    from dotscli.engine.hot import HotExperts
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,7 @@ class Answer:
         prompt: Sequence[int],
         limits: Limits,
         text: TextStream,
+        hot: HotExperts | None,
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
@@ -41,6 +46,7 @@ class Answer:
         self._prompt = prompt
         self._limits = limits
         self._text = text
+        self._hot = hot
         self._reused = 0
         self._completion = 0
         self._prefill_s = 0.0
@@ -57,11 +63,14 @@ class Answer:
             prefill_s=self._prefill_s,
             decode_s=self._decode_s,
             ttft_s=self._ttft_s,
+            hot=self._hot.figures() if self._hot is not None else None,
         )
 
     def pieces(self, on_prefill: Callable[[int, int], None] | None) -> Generator[Piece, None, None]:
         """The answer as it comes; the closing piece has the reason and the stats."""
         try:
+            if self._hot is not None:
+                self._hot.mark()
             started = perf_counter()
             self._reused = self._decoder.reuse(self._prompt)
             self._sampler.remember(self._prompt)

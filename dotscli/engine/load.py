@@ -11,10 +11,11 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.cpu import may_crash_with_amx
 from dotscli.engine.devices import Device, has_gpu, registered
+from dotscli.engine.hot_choice import HotChoice, choose
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
@@ -25,6 +26,9 @@ from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_siz
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
+
+if TYPE_CHECKING:
+    from dotscli.engine.hot import HotExperts
 
 MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
 MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
@@ -39,13 +43,18 @@ class Loaded:
     context: Any
     n_ctx: int
     kept: list[Any]
+    hot: HotExperts | None = None
 
     def free(self) -> None:
         """Gives everything back to llama.cpp; harmless when done twice."""
+        if self.hot and self.context:
+            self.hot.finish()
         if self.context:
             llama().llama_free(self.context)
         if self.model:
             llama().llama_model_free(self.model)
+        if self.hot:
+            self.hot.close()
         self.model = self.context = None
 
 
@@ -71,21 +80,46 @@ def load(
     add_rpc(options.rpc)
     log().clear()
     loaded = Loaded(None, None, 0, [])
+    options, choice = choose(gguf, options, warn)
+    if choice is not None:
+        loaded.hot = _hot(choice, warn)
+    first, second = _halves(on_progress) if loaded.hot else (on_progress, None)
     try:
-        loaded.model = _model(gguf, options, on_progress, loaded.kept)
+        loaded.model = _model(gguf, options, first, loaded)
         loaded.n_ctx = _n_ctx(gguf, options, warn)
         loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options)
+        if loaded.hot:
+            loaded.hot.fill(second)
     except BaseException:
         loaded.free()
         raise
     return loaded
 
 
+def _hot(choice: HotChoice, warn: Callable[[str], None]) -> HotExperts | None:
+    from dotscli.engine.hot import HotExperts  # with numpy, which stock needs not wait for
+
+    try:
+        return HotExperts(choice, warn)
+    except DotsError as error:
+        warn(f"hot experts are off: {error.message}")
+        return None
+
+
+def _halves(
+    on_progress: Callable[[float], None] | None,
+) -> tuple[Callable[[float], None] | None, Callable[[float], None] | None]:
+    """Progress of the weights, then of the hot experts' copies."""
+    if on_progress is None:
+        return None, None
+    return lambda done: on_progress(done / 2), lambda done: on_progress((1 + done) / 2)
+
+
 def _model(
     gguf: GgufFile,
     options: EngineOptions,
     on_progress: Callable[[float], None] | None,
-    kept: list[Any],
+    loaded: Loaded,
 ) -> Any:
     api = llama()
     params = api.llama_model_default_params()
@@ -93,10 +127,11 @@ def _model(
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
     if may_crash_with_amx():
         params.use_extra_bufts = False
-    overrides = override_array(options, (tensor.name for tensor in gguf.tensors))
+    last = loaded.hot.overrides if loaded.hot else ()
+    overrides = override_array(options, (tensor.name for tensor in gguf.tensors), last)
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
-        kept.append(overrides)
+        loaded.kept.append(overrides)
     failures: list[BaseException] = []
     with signals_noted() as interrupted:
 
@@ -111,6 +146,8 @@ def _model(
 
         params.progress_callback = progress
         model = api.llama_model_load_from_file(os.fsencode(gguf.path), params)
+    if loaded.hot:
+        loaded.hot.loaded()
     if failures:
         api.llama_model_free(model)
         raise failures[0]

@@ -52,6 +52,7 @@ class Engine:
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
         self.eos_token = self._special("eos")
         self.bos_token = self._special("bos")
+        self.hot = loaded.hot
         self._loaded = loaded
         self._decoder = Decoder(loaded.context, self.n_vocab)
         self._answer: Answer | None = None
@@ -139,7 +140,7 @@ class Engine:
             lambda: vocabulary.markup,
         )
         self._end_answer()
-        self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text)
+        self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text, self.hot)
         self._pieces = self._answer.pieces(on_prefill)
         return self._pieces
 

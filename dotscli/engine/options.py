@@ -32,13 +32,35 @@ MAX_THREADS = 512  # GGML_MAX_N_THREADS, beyond which ggml aborts
 
 
 @dataclass(frozen=True)
+class HotOptions:
+    """How many routed experts get a copy on a device, and which.
+
+    `nbytes` None: what is free on the device, less a margin. `device` empty: the GPU with the most
+    free memory. `heat`: a heat file or importance matrix to begin with, instead of what earlier
+    runs have counted. `folder`: where counts are kept from run to run, None for nowhere. `adapt`:
+    exchange experts while answering.
+    """
+
+    nbytes: int | None = None
+    device: str = ""
+    heat: Path | None = None
+    folder: Path | None = None
+    adapt: bool = True
+
+    @property
+    def asked(self) -> bool:
+        """Whether somebody wants them, and not only if it happens to be possible."""
+        return self.nbytes is not None or bool(self.device) or self.heat is not None
+
+
+@dataclass(frozen=True)
 class EngineOptions:
     """Named as the flags of llama.cpp are.
 
     `n_ctx` 0: sized from free memory. `n_threads` 0: physical cores; `n_threads_batch` 0: the
     same. `n_gpu_layers` None: all of them if there is a GPU. `n_cpu_moe`: the experts of the
     first so many layers stay on the CPU, `cpu_moe`: those of all layers. `override_tensor`:
-    REGEX=BUFFER-TYPE. `rpc`: HOST:PORT of workers.
+    REGEX=BUFFER-TYPE. `rpc`: HOST:PORT of workers. `hot` None: llama.cpp's placement alone.
 
     Raises:
         DotsError: a value outside its range or a name that does not exist (exit status 2).
@@ -56,6 +78,7 @@ class EngineOptions:
     cache_type_v: str = "f16"
     flash_attn: str = "auto"
     rpc: tuple[str, ...] = ()
+    hot: HotOptions | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from dotscli.engine.devices import buffer_types
@@ -23,7 +23,9 @@ class _Override(ctypes.Structure):
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-def override_array(options: EngineOptions, names: Iterable[str]) -> Any:
+def override_array(
+    options: EngineOptions, names: Iterable[str], last: Sequence[tuple[str, int]] = ()
+) -> Any:
     """The overrides of these options as a C array, None if there are none.
 
     The caller keeps it alive as long as the model. Explicit overrides come before the experts'.
@@ -31,12 +33,13 @@ def override_array(options: EngineOptions, names: Iterable[str]) -> Any:
     Args:
         options: as the user gave them.
         names: the tensors of the model; a pattern that matches none of them is a mistake.
+        last: pattern and address of a buffer type, for what no override of the options is about.
 
     Raises:
         DotsError: a pattern that is no regular expression or matches nothing, a buffer type that
             no device has.
     """
-    pairs = _overrides(options, list(names))
+    pairs = [*_overrides(options, list(names)), *last]
     if not pairs:
         return None
     array = (_Override * (len(pairs) + 1))()

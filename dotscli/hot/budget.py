@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dotscli.models.check import sizes_of
+from dotscli.models.gguf_file import GgufFile
 from dotscli.models.gguf_type import WEIGHT_TYPES
 
 # Tokens that are computed at once, and rows of logits that a batch may ask for, as the engine sets.
@@ -192,4 +194,25 @@ def model_cost(
         vocab_size=vocab_size,
         kv_width=kv_width,
         staging_nbytes=staging,
+    )
+
+
+def file_cost(gguf: GgufFile) -> ModelCost:
+    """The cost of a GGUF, from a header that `check_dots1` has passed."""
+    sizes = sizes_of(gguf)
+    used, trained = (
+        gguf.metadata[f"dots1.{key}"] for key in ("expert_used_count", "context_length")
+    )
+    assert isinstance(used, int)
+    assert isinstance(trained, int)
+    return model_cost(
+        (
+            TensorCost(t.name, t.type_name, t.nbytes, t.shape[2] if len(t.shape) > 2 else 1)
+            for t in gguf.tensors
+        ),
+        n_experts_used=used,
+        n_ctx_train=trained,
+        n_embd=sizes.n_embd,
+        vocab_size=sizes.vocab_size,
+        kv_width=sizes.n_heads * sizes.head_dim,
     )
