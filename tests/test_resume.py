@@ -130,7 +130,7 @@ def test_killed_at_every_one_of_the_last_steps(
     n_files: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Headers, syncs, names: the run dies before the first of them, before the second ..."""
-    split = None if n_files == 1 else 600_000
+    split = None if n_files == 1 else 1_600_000
     out = tmp_path / "here" / "o.gguf"
     left = [0]
 
