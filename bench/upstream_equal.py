@@ -32,6 +32,7 @@ SHAPES = ("mini", "odd", "ragged")
 EXPECTED = {
     "tokenizer.ggml.bos_token_id": "the model has none; llama.cpp would take 11, a comma here",
     "tokenizer.ggml.eot_token_id": "<|endofresponse|> ends a reply, whatever eos is",
+    "dots.checksum.blake2b": "one checksum per tensor, for `dots verify`",
 }
 
 
