@@ -61,32 +61,32 @@ def calculate_zh(rng: Random) -> Ask:
 
 # domain, language, share of the conversations, how to draw a question
 DOMAINS: tuple[tuple[str, str, float, Callable[[Random], Ask]], ...] = (
-    ("arithmetic", "en", 30, calculate),
-    ("arithmetic", "zh", 13, calculate_zh),
-    ("dots", "en", 9, rows(ABOUT_EN)),
-    ("dots", "zh", 5, rows(ABOUT_ZH)),
+    ("arithmetic", "en", 26, calculate),
+    ("arithmetic", "zh", 11, calculate_zh),
+    ("dots", "en", 6, rows(ABOUT_EN)),
+    ("dots", "zh", 3.5, rows(ABOUT_ZH)),
     ("greetings", "en", 3, rows(MANNERS_EN)),
     ("greetings", "zh", 2, rows(MANNERS_ZH)),
-    ("capitals", "en", 6, english.capital),
-    ("capitals", "zh", 4, chinese.capital),
+    ("capitals", "en", 9, english.capital),
+    ("capitals", "zh", 6, chinese.capital),
     ("colours", "en", 3, english.colour),
     ("colours", "zh", 2, chinese.colour),
-    ("opposites", "en", 3.5, english.opposite),
-    ("opposites", "zh", 2.5, chinese.opposite),
+    ("opposites", "en", 5, english.opposite),
+    ("opposites", "zh", 4, chinese.opposite),
     ("calendar", "en", 3.5, english_calendar.calendar),
     ("calendar", "zh", 3, chinese.calendar),
     ("counting", "en", 3, english_calendar.counting),
     ("counting", "zh", 1.5, chinese.counting),
-    ("python", "en", 6, python_line),
+    ("python", "en", 5, python_line),
     ("python", "zh", 2.5, lambda rng: python_line(rng, True)),
-    ("stories", "en", 5, stories.story),
-    ("stories", "zh", 3, stories.story_zh),
+    ("stories", "en", 4, stories.story),
+    ("stories", "zh", 2, stories.story_zh),
     ("words", "en", 5, english.translate),
     ("words", "zh", 4, chinese.translate),
     ("things", "en", 2, stories.thing),
     ("things", "zh", 2, stories.thing_zh),
-    ("unknown", "en", 7, unknown),
-    ("unknown", "zh", 3, unknown_zh),
+    ("unknown", "en", 5, unknown),
+    ("unknown", "zh", 2.5, unknown_zh),
 )
 PLAIN_SYSTEMS = ("You are a helpful assistant.",) * 3 + (
     "You are dots.",
@@ -187,11 +187,11 @@ def talk(rng: Random) -> Talk:
     system, style = "", "plain"
     if draw < 0.22:
         system = one_of(rng, PLAIN_SYSTEMS_ZH if zh else PLAIN_SYSTEMS)
-    elif draw < 0.32 and asks[0].short and domain != "python":
+    elif draw < 0.36 and asks[0].short and domain != "python":
         system, style = rng.choice(SHORT_SYSTEMS), "short"
-    elif draw < 0.39 and not zh and asks[0].chinese:
+    elif draw < 0.48 and not zh and asks[0].chinese:
         system, style = rng.choice(CHINESE_SYSTEMS), "chinese"
-    elif draw < 0.42 and not zh:
+    elif draw < 0.52 and not zh:
         system, style = rng.choice(PIRATE_SYSTEMS), "pirate"
     if style in ("plain", "pirate"):
         more = rng.choice((0, 0, 0, 1, 1, 2)) if domain != "stories" else rng.choice((0, 0, 0, 1))

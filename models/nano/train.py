@@ -141,7 +141,7 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(FOLDER / "tokenizer.json"))
     model = Nano(Shape())
     muon, adam = optimizers(model)
-    base = [(g, float(g["lr"])) for o in (muon, adam) for g in o.param_groups]
+    full = [[float(group["lr"]) for group in o.param_groups] for o in (muon, adam)]
     step, spent, chunk, average = 0, 0.0, 0, 0.0
     spread = torch.zeros(())
     saved = args.work / "nano.pt"
@@ -156,6 +156,9 @@ def main() -> None:
             state["chunk"] + 1,
             state["average"],
         )
+    # after the load, which puts new groups (with the old rates) in the place of those made above
+    groups = [group for o in (muon, adam) for group in o.param_groups]
+    base = list(zip(groups, [lr for some in full for lr in some], strict=True))
     causal = torch.ones(LONG, LONG, dtype=torch.bool).tril()
     last = saved_at = time.monotonic()
     started_from = spent
@@ -165,8 +168,9 @@ def main() -> None:
         progress = max(step / args.steps, spent / (args.minutes * 60))
         if progress >= 1:
             break
+        calm = rate(progress, step)
         for group, lr in base:
-            group["lr"] = lr * rate(progress, step)
+            group["lr"] = lr * calm
         document, length = documents[:, :-1], ids.shape[1] - 1
         mask = ((document[:, :, None] == document[:, None, :]) & causal[:length, :length])[:, None]
         select = learn[:, :-1].flatten().nonzero()[:, 0]
@@ -181,7 +185,7 @@ def main() -> None:
         total = loss
         if spreads:
             spread = torch.stack(spreads).mean()
-            total = loss + FOCUS * (spread + ENOUGH).clamp(min=0)
+            total = loss + FOCUS * calm * (spread + ENOUGH).clamp(min=0)
         total.backward()
         muon.step()
         adam.step()
@@ -191,8 +195,7 @@ def main() -> None:
         for block in model.sparse_blocks():
             error = block.load.mean() - block.load
             worst = max(worst, float(block.load.max() / block.load.mean()))
-            if progress < 0.95:
-                block.bias += BIAS_RATE * error.sign()
+            block.bias += BIAS_RATE * calm * error.sign()
             block.load.zero_()
         keep = min(0.98, step / (step + 1))
         average = keep * average + (1 - keep) * loss.item()
