@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
 from dotscli.hot import heat_store
-from dotscli.hot.heat import Heat, Meter, merge
+from dotscli.hot.heat import Heat
 
 
 def counts(**layers: list[float]) -> dict[int, np.ndarray]:
@@ -39,25 +39,10 @@ def test_skew_is_one_where_all_are_used_alike() -> None:
     assert Heat.of(counts(l1=[9, 9] + [1] * 18)).skew(1) == pytest.approx(5)
 
 
-def test_a_count_halves_with_every_half_life() -> None:
-    meter = Meter(half_life=100)
-    meter.update(counts(l1=[10, 0]), 0)
-    meter.update(counts(l1=[10, 6]), 100)
-    np.testing.assert_allclose(meter.heat.layers[1], [5, 6])
-
-
-def test_counters_that_start_again_are_new_tokens() -> None:
-    meter = Meter(half_life=1e18)
-    meter.update(counts(l1=[10, 3]), 0)
-    meter.update(counts(l1=[2, 1]), 0)
-    np.testing.assert_allclose(meter.heat.layers[1], [12, 4])
-
-
-def test_merging_weighs_by_tokens_and_starts_anew_for_another_shape() -> None:
-    merged = merge(
-        [Heat.of(counts(l1=[1, 2], l2=[4, 0])), Heat.of(counts(l1=[3, 3], l2=[1, 1, 1]))]
-    )
-    assert {layer: values.tolist() for layer, values in merged.layers.items()} == {
+def test_adding_weighs_by_tokens_and_starts_anew_for_another_shape() -> None:
+    heat = Heat.of(counts(l1=[1, 2], l2=[4, 0]))
+    heat.add(counts(l1=[3, 3], l2=[1, 1, 1]))
+    assert {layer: values.tolist() for layer, values in heat.layers.items()} == {
         1: [4, 5],
         2: [1, 1, 1],
     }
@@ -175,7 +160,7 @@ def test_a_fingerprint_is_the_models_own(tmp_path: Path) -> None:
         file.seek(-1, 2)
         file.write(b"x")
     assert heat_store.fingerprint(a) != heat_store.fingerprint(b)
-    assert heat_store.default_path(a).name == f"{heat_store.fingerprint(a)}.json"
+    assert heat_store.file_of(a, tmp_path) == tmp_path / f"{heat_store.fingerprint(a)}.json"
 
 
 def test_an_empty_and_a_small_file_have_fingerprints(tmp_path: Path) -> None:

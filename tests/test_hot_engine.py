@@ -291,6 +291,19 @@ def test_auto_fills_what_is_free_but_for_a_margin(
     assert figures.hot.hit_rate > 0
 
 
+def test_more_than_there_is_ends_at_the_margin(
+    model: Path, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(8 * MIB))
+    monkeypatch.setattr(engine_hot, "registered", lambda: gpu(3 * MIB))
+    said: list[str] = []
+    with load(model, on_cpu(4 * MIB), said) as engine:
+        assert engine.hot is not None
+        resident = engine.hot.figures().resident_experts
+    assert resident == 2 * MIB // cost.moe_layers[0].expert_nbytes
+    assert said == ["CPU has not 4.00 MiB for hot experts, 2.00 MiB is what can be used"]
+
+
 def test_auto_and_a_device_that_holds_all_or_nothing(
     gguf: GgufFile, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
 ) -> None:

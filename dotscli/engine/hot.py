@@ -89,7 +89,7 @@ class HotExperts:
             more = f" ({len(problems)} layers in all)" if len(problems) > 1 else ""
             self._warn(f"{problems[0]}{more}; their experts stay on the CPU")
         if not wanted:
-            self._warn(f"no expert is hot: {format_bytes(max(0, nbytes))} have room for none")
+            self._warn(f"no expert is hot: {format_bytes(nbytes)} have room for none")
         if self._choice.adapt and wanted:
             heat = self._choice.kept.heat
             self._adaptation = Adaptation(self._model, self._choice.cost.n_experts_used, heat)
@@ -154,7 +154,16 @@ class HotExperts:
         self._model.close()
 
     def _budget(self) -> int:
-        if self._choice.nbytes is not None:
-            return self._choice.nbytes
-        device = next(d for d in registered() if d.name == self._choice.device.name)
-        return device.free_bytes - margin_nbytes(self._choice.device.free_bytes)
+        """Bytes to fill; what a device with a memory of its own keeps free it keeps in any case.
+
+        CUDA ends the process when it later needs memory for its own and finds none.
+        """
+        wanted, device = self._choice.nbytes, self._choice.device
+        if wanted is not None and device.type == "CPU":
+            return wanted
+        [now] = [known.free_bytes for known in registered() if known.name == device.name]
+        room = max(0, now - margin_nbytes(device.free_bytes))
+        if wanted is not None and wanted > room:
+            sizes = f"{format_bytes(wanted)} for hot experts, {format_bytes(room)}"
+            self._warn(f"{device.name} has not {sizes} is what can be used")
+        return room if wanted is None else min(wanted, room)

@@ -10,7 +10,6 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dotscli.engine.devices import Device, registered
@@ -82,10 +81,12 @@ def choose(
 
     if device is None:
         return off("llama.cpp sees no GPU here; --hot-device CPU tries them out")
-    from dotscli.hot.kept_heat import KeptHeat  # with numpy, which stock need not wait for
+    from dotscli.hot.heat_store import file_of  # with numpy, which stock need not wait for
+    from dotscli.hot.kept_heat import KeptHeat
 
     cost = file_cost(gguf)
-    kept = KeptHeat(cost, _heat_file(gguf, hot), hot.heat)
+    path = file_of(gguf.path, hot.folder) if hot.folder is not None else None
+    kept = KeptHeat(cost, path, hot.heat)
     if kept.problem:
         warn(kept.problem)
     smallest = min((layer.expert_nbytes for layer in cost.moe_layers), default=0)
@@ -129,12 +130,6 @@ def _device(hot: HotOptions, known: Mapping[str, Device], gpus: list[Device]) ->
             exit_status=ExitStatus.USAGE,
         )
     return device
-
-
-def _heat_file(gguf: GgufFile, hot: HotOptions) -> Path | None:
-    from dotscli.hot.heat_store import fingerprint
-
-    return hot.folder / f"{fingerprint(gguf.path)}.json" if hot.folder is not None else None
 
 
 def _places_experts(gguf: GgufFile, options: EngineOptions) -> bool:

@@ -1,8 +1,8 @@
 """Heat: how much each expert is used, as decayed counts of the tokens routed to it.
 
-The backend counts; here the counts become something to place by. Recent tokens weigh more: a
-count halves with every `half_life` tokens. This module knows nothing of files (heat_store.py), of
-devices, or of what a slot costs.
+The backend counts; here the counts become something to place by. This module knows nothing of files
+(heat_store.py), of what is kept from run to run (kept_heat.py), of devices, or of what a slot
+costs.
 """
 
 from __future__ import annotations
@@ -63,41 +63,3 @@ class Heat:
             return 1.0
         n = max(1, len(counts) // 10)
         return self.share(layer, self.hottest(layer, n)) * len(counts) / n
-
-
-def merge(heats: Iterable[Heat]) -> Heat:
-    """The sum of several runs: each weighs as much as the tokens that it saw."""
-    total = Heat()
-    for heat in heats:
-        total.add(heat.layers)
-    return total
-
-
-class Meter:
-    """Turns a backend's growing counters into decayed heat.
-
-    Args:
-        heat: what is known already, of earlier runs.
-        half_life: after so many tokens a count weighs half.
-    """
-
-    def __init__(self, heat: Heat | None = None, half_life: float = 4096) -> None:
-        if half_life <= 0:
-            raise ValueError(f"a half-life of {half_life} tokens")
-        self.heat = heat or Heat()
-        self.half_life = half_life
-        self._last: dict[int, np.ndarray] = {}
-
-    def update(self, counts: Counts, n_tokens: int) -> Heat:
-        """Take in the counters as they stand now, `n_tokens` after the last update."""
-        self.heat.decay(0.5 ** (n_tokens / self.half_life))
-        fresh = {}
-        for layer, values in counts.items():
-            now = np.asarray(values, np.float64)
-            before = self._last.get(layer)
-            # A counter below its last reading belongs to another model: all of it is new.
-            grown = before is not None and before.shape == now.shape and bool((now >= before).all())
-            fresh[layer] = now - before if before is not None and grown else now
-            self._last[layer] = now
-        self.heat.add(fresh)
-        return self.heat

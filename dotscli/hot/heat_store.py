@@ -45,11 +45,9 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-def default_path(model: Path) -> Path:
-    """Where the heat of this model is kept: the user's data folder, by fingerprint."""
-    from platformdirs import user_data_path
-
-    return user_data_path("dots") / "heat" / f"{fingerprint(model)}.json"
+def file_of(model: Path, folder: Path) -> Path:
+    """Where in a folder the heat of this model is kept: by fingerprint."""
+    return folder / f"{fingerprint(model)}.json"
 
 
 def save(heat: Heat, path: Path) -> None:

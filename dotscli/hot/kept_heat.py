@@ -42,7 +42,7 @@ class KeptHeat:
         self.problem = ""
         self._cost = cost
         self.heat: Heat | None = self._read(given) if given is not None else None
-        if path is None or not path.is_file():
+        if path is None or not _exists(path):
             return
         try:
             kept = self._read(path)
@@ -63,7 +63,7 @@ class KeptHeat:
         """
         if self.path is None or n_tokens <= 0:
             return
-        total = self._read(self.path) if self.path.is_file() else self._bounded(self.heat or Heat())
+        total = self._read(self.path) if _exists(self.path) else self._bounded(self.heat or Heat())
         total.decay(0.5 ** (n_tokens / HALF_LIFE))
         total.add(counts)
         heat_store.save(total, self.path)
@@ -87,3 +87,11 @@ class KeptHeat:
                 for layer, counts in heat.layers.items()
             }
         )
+
+
+def _exists(path: Path) -> bool:
+    """Also where nobody may look: reading then says why."""
+    try:
+        return path.exists()
+    except OSError:
+        return True
