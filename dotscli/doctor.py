@@ -59,7 +59,6 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
         ]
         facts["rpc"] = engine.has_rpc()
         facts["caveats"] = engine.caveats()
-        # After the devices have been listed: it registers one that nobody should choose.
         reason = unavailable()
         facts["hot_backend"] = {"available": not reason, "reason": reason}
     except DotsError as error:

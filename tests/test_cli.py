@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from dotscli import catalog
+from dotscli.engine import devices
 from dotscli.errors import DotsError
 from dotscli.hot.plugin import unavailable
 from dotscli.options import parse_size
@@ -227,13 +228,13 @@ def test_a_signal_in_quantize_says_what_is_kept(number: int, status: int, tmp_pa
 
 
 def test_doctor_as_json() -> None:
-    value = json.loads(dots_process("doctor", "--json").stdout)
+    value = dots("doctor", "--json").json
     assert {"versions", "devices", "hot_backend", "rpc"} <= set(value)
     assert value["versions"]["dots"] == version("dotscli")
     assert {"name", "type", "free_bytes", "total_bytes"} <= set(value["devices"][-1])
     assert value["hot_backend"] == {"available": not unavailable(), "reason": unavailable()}
-    # of its own: the one that hot experts go through isn't listed
-    assert all("hot" not in device["description"] for device in value["devices"])
+    # now it is registered, and still no device to choose
+    assert all("hot experts" not in device.description for device in devices())
     assert isinstance(value["rpc"], bool)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
@@ -95,6 +95,7 @@ def test_a_missing_heat_file(tmp_path: Path) -> None:
         heat_store.load(tmp_path / "none.json")
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_heat_or_an_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dotscli.engine.lib import ggml
+from dotscli.hot.library import DEVICE_NAME
 
 POINTER = ctypes.c_void_p
 TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # enum ggml_backend_dev_type, ggml-backend.h
@@ -42,10 +43,11 @@ def devices() -> list[Device]:
 
 
 def registered() -> list[Device]:
-    """Every device as llama.cpp describes it."""
+    """Every device as llama.cpp describes it, but for the one that hot experts go through."""
     count = ggml("ggml_backend_dev_count", ctypes.c_size_t)
     get = ggml("ggml_backend_dev_get", POINTER, ctypes.c_size_t)
-    return [_device(get(i)) for i in range(count())]
+    found = [_device(get(i)) for i in range(count())]
+    return [device for device in found if device.name != DEVICE_NAME]
 
 
 def has_gpu() -> bool:

@@ -12,6 +12,8 @@ import importlib.util
 from contextlib import suppress
 from pathlib import Path
 
+DEVICE_NAME = "Hot"  # in ggml's registry, once the library is started; it is nobody's to choose
+
 _LIBRARY_NAMES = ("libdots_hot.so", "libdots_hot.dylib")
 _LLAMA_NAMES = ("libllama.so", "libllama.dylib")
 
