@@ -91,12 +91,15 @@ class PartFile:
                 self.fresh = False
             else:
                 self.clear()
-        except OSError as error:
-            self._discard()
-            raise write_failed(self.part, error) from None
         except DotsError:  # it is another run's
             os.close(self._fd)
             self._fd = -1
+            raise
+        except OSError as error:
+            self._discard()
+            raise write_failed(self.part, error) from None
+        except BaseException:  # a signal: nobody else knows of the file yet
+            self._discard()
             raise
         return self
 

@@ -22,6 +22,7 @@ from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import journal, quantize_checkpoint
 from dotscli.quantize.convert import Event, Finished, Progress, Resumed, Started, TensorDone
+from dotscli.quantize.writer import PartFile
 from tests import tiny
 from tests.transcript import dots
 
@@ -437,3 +438,17 @@ def test_the_command_says_how_to_go_on(checkpoint: Path, whole: bytes, tmp_path:
     done = dots("quantize", checkpoint, "-o", out, "--type", "q8_0", "--restart")
     assert "going on" not in done.stderr
     assert out.read_bytes() == whole
+
+
+def test_a_signal_while_the_part_is_opened_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C between the opening of the part and its lock once left an empty part behind."""
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("dotscli.quantize.writer.lock_file", interrupted)
+    with pytest.raises(KeyboardInterrupt), PartFile(tmp_path / "o.gguf", 1 << 20):
+        pass
+    assert not list(tmp_path.iterdir())
