@@ -23,7 +23,7 @@ QUESTION = "What is dots?"
 
 
 def first_byte(command: list[str]) -> float:
-    """Seconds from starting the process to the first byte on its stdout."""
+    """Seconds from starting the process to the first byte on its stdout that is no white space."""
     start = time.perf_counter()
     with subprocess.Popen(
         command,
@@ -34,6 +34,8 @@ def first_byte(command: list[str]) -> float:
     ) as process:
         assert process.stdout is not None
         first = process.stdout.read(1)
+        while first.isspace():  # llama-completion begins with an empty line
+            first = process.stdout.read(1)
         passed = time.perf_counter() - start
         process.stdout.read()
     if not first or process.returncode != 0:
