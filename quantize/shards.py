@@ -22,6 +22,7 @@ from dotscli.quantize.safetensors_header import Entry, read_header
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARDS = 10_000
+_WINDOW_NBYTES = 1 << 16  # what Linux maps around a fault (fault_around_bytes)
 
 
 @dataclass(frozen=True)
@@ -126,15 +127,18 @@ class Shards:
     def give_back(self, name: str, start: int, nbytes: int) -> None:
         """Tell the kernel that these bytes are done with, so that they stop counting as ours.
 
-        Only whole pages inside the range go; the next `view` of them reads the file again.
+        Whole windows go, neighbours' bytes in them too: the next `view` of those maps the page cache
+        again. Less would not do, because a fault maps the pages around it, so that a neighbour's
+        first access brings back the end of this range.
         """
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
         tensor = self.tensors[name]
-        page = mmap.PAGESIZE
-        first = (tensor.entry.start + start) // page * page
-        end = tensor.entry.start + start + nbytes
-        self._map(tensor.path).madvise(mmap.MADV_DONTNEED, first, end // page * page - first)
+        at = tensor.entry.start + start
+        first = at // _WINDOW_NBYTES * _WINDOW_NBYTES
+        end = -(-(at + nbytes) // _WINDOW_NBYTES) * _WINDOW_NBYTES
+        mapped = self._map(tensor.path)
+        mapped.madvise(mmap.MADV_DONTNEED, first, min(end, len(mapped)) - first)
 
     def close(self) -> None:
         """Unmap the files; one that still has views goes when the last of them does."""
