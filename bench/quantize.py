@@ -22,6 +22,7 @@ import dataclasses
 import shutil
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -221,8 +222,8 @@ def main() -> None:
     parser.add_argument("--report", type=Path, default=ROOT / "docs" / "bench" / "quantize.md")
     options = parser.parse_args()
     where = reference(options.cache)
-    work = options.cache / "quantize"
-    work.mkdir(parents=True, exist_ok=True)
+    options.cache.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix="quantize-", dir=options.cache))
     checkpoints = options.cache / "checkpoints"
     small = Setting(
         cached(options.preset, checkpoints, options.cache),
