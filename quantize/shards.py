@@ -127,9 +127,9 @@ class Shards:
     def give_back(self, name: str, start: int, nbytes: int) -> None:
         """Tell the kernel that these bytes are done with, so that they stop counting as ours.
 
-        Whole windows go, neighbours' bytes in them too: the next `view` of those maps the page cache
-        again. Less would not do, because a fault maps the pages around it, so that a neighbour's
-        first access brings back the end of this range.
+        Whole windows go, neighbours' bytes in them too: the next `view` of those maps the page
+        cache again. Less would not do, because a fault maps the pages around it, so that a
+        neighbour's first access brings back the end of this range.
         """
         if not hasattr(mmap, "MADV_DONTNEED"):
             return
