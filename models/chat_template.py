@@ -9,6 +9,7 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.json_file import read_object, shown
+from dotscli.models.template import DOTS1_TEMPLATE
 
 MAX_NBYTES = 1 << 20
 
@@ -38,7 +39,7 @@ def chat_template(folder: Path) -> str:
                 hint="put the one to use into chat_template.jinja",
             )
     if text is None:
-        return built_in_template()
+        return DOTS1_TEMPLATE
     if not isinstance(text, str):
         raise DotsError(f"{path}: chat_template is {shown(text)}, expected a string")
     if len(text) > MAX_NBYTES or "\0" in text:
@@ -50,11 +51,6 @@ def chat_template(folder: Path) -> str:
     except UnicodeEncodeError:
         raise DotsError(f"{path}: the chat template is not valid Unicode") from None
     return text
-
-
-def built_in_template() -> str:
-    """The template of the published format, which the package holds as a file."""
-    return _read_text(Path(__file__).with_name("templates") / "dots1.jinja")
 
 
 def _read_text(path: Path) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from dotscli.engine import Engine, EngineOptions
 from dotscli.quantize import quantize_checkpoint
-from tests import tiny
+from tests import gguf_maker, tiny
 
 
 @pytest.fixture(scope="session")
@@ -23,6 +25,25 @@ def tiny_gguf(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
     for _ in quantize_checkpoint(tiny_checkpoint, path, "f32"):
         pass
     return path
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dots1 of 3 layers, context 2048, weights in F32."""
+    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
+
+
+@pytest.fixture(scope="module")
+def loaded(model: Path) -> Iterator[Engine]:
+    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
+        yield engine
+
+
+@pytest.fixture
+def engine(loaded: Engine) -> Engine:
+    """The same engine with an empty cache."""
+    loaded.forget()
+    return loaded
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

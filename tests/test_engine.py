@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -17,26 +16,6 @@ from dotscli.errors import DotsError
 from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import GREEDY, PROMPT, ids, load, run, text
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dots1 of 3 layers, context 2048, weights in F32."""
-    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def loaded(model: Path) -> Iterator[Engine]:
-    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(loaded: Engine) -> Engine:
-    """The same engine with an empty cache."""
-    loaded.forget()
-    return loaded
-
 
 # What it computes
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +13,6 @@ from dotscli.quantize import quantize_checkpoint
 from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import GREEDY, ids, load, run
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dots1 of 3 layers, context 2048, weights in F32."""
-    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def loaded(model: Path) -> Iterator[Engine]:
-    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(loaded: Engine) -> Engine:
-    """The same engine with an empty cache."""
-    loaded.forget()
-    return loaded
 
 
 @pytest.mark.parametrize("preset", ["f32", "bf16", "q8_0", "q4", "q4_k_m", "iq4_xs", "mxfp4_moe"])

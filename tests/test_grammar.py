@@ -3,37 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dotscli.engine import Engine, EngineOptions, json_schema_grammar
+from dotscli.engine import Engine, json_schema_grammar
 from dotscli.errors import DotsError
 from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import ids, load, run, text
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dots1 of 3 layers, context 2048, weights in F32."""
-    return gguf_maker.dots1().write(tmp_path_factory.mktemp("engine") / "tiny.gguf")
-
-
-@pytest.fixture(scope="module")
-def loaded(model: Path) -> Iterator[Engine]:
-    with Engine.load(model, EngineOptions(n_threads=1, n_ctx=512)) as engine:
-        yield engine
-
-
-@pytest.fixture
-def engine(loaded: Engine) -> Engine:
-    """The same engine with an empty cache."""
-    loaded.forget()
-    return loaded
 
 
 def test_repetitions_inside_of_literals_are_no_repetitions(engine: Engine) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from dotscli.errors import DotsError
-from dotscli.models.chat_template import built_in_template, chat_template
+from dotscli.models.chat_template import chat_template
 from dotscli.models.dots1 import Dots1
 from dotscli.models.metadata import metadata
 from dotscli.models.model_card import front_matter
+from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.models.vocab import Vocab
 from tests import tiny
 
@@ -127,9 +128,9 @@ def test_absurd_sampling_is_refused(tmp_path: Path) -> None:
 
 def test_template_of_the_checkpoint_is_carried_over(tmp_path: Path) -> None:
     config = tmp_path / "tokenizer_config.json"
-    assert chat_template(tmp_path) == built_in_template()
+    assert chat_template(tmp_path) == DOTS1_TEMPLATE
     config.write_text("{}")
-    assert chat_template(tmp_path) == built_in_template()
+    assert chat_template(tmp_path) == DOTS1_TEMPLATE
     config.write_text(json.dumps({"chat_template": "one {{ messages }}"}))
     assert chat_template(tmp_path) == "one {{ messages }}"
     named = [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]
@@ -140,7 +141,7 @@ def test_template_of_the_checkpoint_is_carried_over(tmp_path: Path) -> None:
 
 
 def test_built_in_template_is_known_to_llama_cpp_as_dots() -> None:
-    assert "<|endofuserprompt|>" in built_in_template()
+    assert "<|endofuserprompt|>" in DOTS1_TEMPLATE
 
 
 @pytest.mark.parametrize(
