@@ -1,7 +1,7 @@
-"""The command `dots`: parse, call, return.
+"""The command `dots`: which commands there are, and what an error becomes.
 
-A command's body imports what it needs when it runs, so that `dots --help` answers at once. `main`
-is the one place where errors become lines on stderr and exit statuses.
+The commands themselves are in `dotscli.commands_files` and `dotscli.commands_run`. `main` is the
+one place where errors become lines on stderr and exit statuses.
 """
 
 from __future__ import annotations
@@ -10,24 +10,13 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
 
 import typer
 
+from dotscli import commands_files, commands_run
 from dotscli.errors import DotsError, ExitStatus
-from dotscli.grouping import grouped
-from dotscli.options import (
-    AnswerFlags,
-    EngineFlags,
-    Json,
-    Model,
-    OutputFlags,
-    PlanFlags,
-    SamplingFlags,
-)
-from dotscli.options_quantize import QuantizeFlags
 from dotscli.terminal import Terminal
 
 HELP = """Run dots.llm1 on your own machine: quantize its checkpoint to 4 bits, prompt it, chat.
@@ -45,17 +34,6 @@ app = typer.Typer(
 
 class TerminatedError(BaseException):
     """SIGTERM: everything on the way out cleans up, and nothing catches it."""
-
-
-def terminal_of(context: typer.Context, output: OutputFlags) -> Terminal:
-    """The terminal of this run, as the output flags want it."""
-    if output.color not in ("auto", "always", "never"):
-        raise DotsError(
-            f"--color is {output.color!r}", "give auto, always or never", ExitStatus.USAGE
-        )
-    terminal: Terminal = context.obj
-    terminal.color, terminal.quiet = output.color, output.quiet
-    return terminal
 
 
 def show_version(wanted: bool) -> None:
@@ -80,131 +58,17 @@ def start(
         raise typer.Exit(ExitStatus.USAGE)
 
 
-@app.command()
-@grouped
-def quantize(
-    context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
-    output: OutputFlags,
-    flags: QuantizeFlags,
-    json: Json = False,
-) -> None:
-    """Make a GGUF from a safetensors checkpoint, in one pass."""
-    from dotscli.quantizing import quantize
-
-    quantize(terminal_of(context, output), checkpoint, flags, json)
-
-
-@app.command()
-@grouped
-def verify(
-    context: typer.Context,
-    gguf: Annotated[Path, typer.Argument(help="GGUF file, or the first file of a split one.")],
-    output: OutputFlags,
-    against: Annotated[
-        Path | None,
-        typer.Option("--against", metavar="CHECKPOINT", help="Make the tensors again, compare."),
-    ] = None,
-    tensor: Annotated[
-        list[str] | None,
-        typer.Option("--tensor", metavar="NAME", help="Only this tensor; repeatable."),
-    ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="What it was made with.")
-    ] = None,
-    threads: Annotated[
-        int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
-    ] = 0,
-    json: Json = False,
-) -> None:
-    """Check a GGUF: structure, checksums and, with its checkpoint, every byte."""
-    from dotscli.verifying import verify
-
-    terminal = terminal_of(context, output)
-    raise typer.Exit(verify(terminal, gguf, against, tensor or (), imatrix, threads, json))
-
-
-@app.command()
-@grouped
-def prompt(
-    context: typer.Context,
-    output: OutputFlags,
-    sampling: SamplingFlags,
-    answer: AnswerFlags,
-    engine: EngineFlags,
-    text: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Text to put first; repeatable."),
-    ] = None,
-    model: Model = None,
-    json: Json = False,
-    no_template: Annotated[
-        bool, typer.Option("--no-template", help="Continue the text as it is; tags are tokens.")
-    ] = False,
-) -> None:
-    """Answer one question: files, stdin and the argument, in this order."""
-    from dotscli.oneshot import Request, prompt
-
-    request = Request(text, file or (), model, no_template, json, sampling, answer, engine)
-    status = prompt(terminal_of(context, output), request)
-    raise typer.Exit(status)
-
-
-@app.command()
-@grouped
-def chat(
-    context: typer.Context,
-    output: OutputFlags,
-    sampling: SamplingFlags,
-    answer: AnswerFlags,
-    engine: EngineFlags,
-    model: Model = None,
-) -> None:
-    """Hold a conversation; from a pipe, a message per line."""
-    from dotscli.repl import chat
-
-    raise typer.Exit(chat(terminal_of(context, output), model, sampling, answer, engine))
-
-
-@app.command()
-@grouped
-def plan(
-    context: typer.Context,
-    model: Annotated[
-        str, typer.Argument(help="GGUF file, checkpoint folder, or a config.json alone.")
-    ],
-    output: OutputFlags,
-    flags: PlanFlags,
-    json: Json = False,
-) -> None:
-    """Say what goes where and what it costs, before anything is loaded."""
-    from dotscli.planning import plan
-
-    plan(terminal_of(context, output), model, flags, json)
-
-
-@app.command()
-@grouped
-def inspect(
-    context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="Checkpoint folder, GGUF or importance matrix.")],
-    output: OutputFlags,
-    json: Json = False,
-) -> None:
-    """Say what a checkpoint, GGUF or imatrix holds."""
-    from dotscli.report import inspect
-
-    inspect(terminal_of(context, output), path, json)
-
-
-@app.command()
-@grouped
-def doctor(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
-    """Say what is installed, on which devices, and what works."""
-    from dotscli.doctor import doctor
-
-    doctor(terminal_of(context, output), json)
+# The commands, in the order of `dots --help`.
+for command in (
+    commands_files.quantize,
+    commands_files.verify,
+    commands_run.prompt,
+    commands_run.chat,
+    commands_run.plan,
+    commands_files.inspect,
+    commands_run.doctor,
+):
+    app.command()(command)
 
 
 def run(arguments: Sequence[str], terminal: Terminal) -> int:

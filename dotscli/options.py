@@ -64,18 +64,6 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 
 @dataclass(frozen=True)
-class OutputFlags:
-    """What is shown besides the answer."""
-
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")
-    ] = False
-    color: Annotated[
-        str, typer.Option("--color", metavar="WHEN", help="auto, always or never.")
-    ] = "auto"
-
-
-@dataclass(frozen=True)
 class SamplingFlags:
     """How tokens are chosen. Unset ones come from the model's metadata, or are llama.cpp's."""
 

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 DOORS = {
     "llama_cpp": ("dotscli/engine",),
     "gguf": ("quantize/",),
-    "typer": ("dotscli/cli.py", "dotscli/options"),
-    "click": ("dotscli/cli.py", "dotscli/options"),
+    "typer": ("dotscli/cli.py", "dotscli/commands", "dotscli/options"),
+    "click": ("dotscli/cli.py", "dotscli/commands", "dotscli/options"),
     "rich": ("dotscli/terminal.py", "dotscli/render.py"),
     "jinja2": ("models/sandbox.py",),
     "prompt_toolkit": ("dotscli/editor.py",),

@@ -1,0 +1,72 @@
+"""The commands about files: quantize, verify, inspect.
+
+Each parses, calls and returns. A body imports what it needs when it runs, so that `dots --help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dotscli.grouping import grouped
+from dotscli.options import Json
+from dotscli.options_output import OutputFlags, terminal_of
+from dotscli.options_quantize import QuantizeFlags
+
+
+@grouped
+def quantize(
+    context: typer.Context,
+    checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
+    output: OutputFlags,
+    flags: QuantizeFlags,
+    json: Json = False,
+) -> None:
+    """Make a GGUF from a safetensors checkpoint, in one pass."""
+    from dotscli.quantizing import quantize
+
+    quantize(terminal_of(context, output), checkpoint, flags, json)
+
+
+@grouped
+def verify(
+    context: typer.Context,
+    gguf: Annotated[Path, typer.Argument(help="GGUF file, or the first file of a split one.")],
+    output: OutputFlags,
+    against: Annotated[
+        Path | None,
+        typer.Option("--against", metavar="CHECKPOINT", help="Make the tensors again, compare."),
+    ] = None,
+    tensor: Annotated[
+        list[str] | None,
+        typer.Option("--tensor", metavar="NAME", help="Only this tensor; repeatable."),
+    ] = None,
+    imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", metavar="FILE", help="What it was made with.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
+    ] = 0,
+    json: Json = False,
+) -> None:
+    """Check a GGUF: structure, checksums and, with its checkpoint, every byte."""
+    from dotscli.verifying import verify
+
+    terminal = terminal_of(context, output)
+    raise typer.Exit(verify(terminal, gguf, against, tensor or (), imatrix, threads, json))
+
+
+@grouped
+def inspect(
+    context: typer.Context,
+    path: Annotated[Path, typer.Argument(help="Checkpoint folder, GGUF or importance matrix.")],
+    output: OutputFlags,
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint, GGUF or imatrix holds."""
+    from dotscli.report import inspect
+
+    inspect(terminal_of(context, output), path, json)
