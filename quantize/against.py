@@ -1,27 +1,25 @@
 """compare(): makes the tensors of a GGUF again from its checkpoint and compares the bytes.
 
 The types are those of the file, so a file of any recipe can be compared. On the way the error of
-every matrix is measured: |W - Q| / |W|, Euclidean, over the weights W of the checkpoint and what
-the file holds instead, Q.
+every matrix is measured, as `dotscli.quantize.error` defines it: weighted by the importance matrix
+that the file was made with, if there is one.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.dots1 import Dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
 from dotscli.models.tensors import naming_of
-from dotscli.quantize.decode import decode, widen_bf16
 from dotscli.quantize.encoder import Encoder
+from dotscli.quantize.error import Sums, relative_error
 from dotscli.quantize.importance import load_importance
 from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
 from dotscli.quantize.plan import Plan, TensorPlan, check_sources
@@ -139,47 +137,28 @@ def _plan(path: Path, found: dict[str, GgufTensor], model: Dots1, shards: Shards
 def _results(
     encoder: Encoder, work: Sequence[Job], places: dict[str, tuple[Path, int]], threads: int
 ) -> Iterator[AgainstEvent]:
-    tensors, shards = encoder.plan.tensors, encoder.shards
+    tensors = encoder.plan.tensors
 
-    def run(job: Job) -> tuple[Job, int, float, float]:
-        tensor = tensors[job.tensor]
-        file, start = places[tensor.name]
-        view = shards.view(job.source, job.start, job.nbytes)
-        weights = _floats(view, shards.dtype(job.source)).astype(np.float64)
-        view.release()
+    def run(job: Job) -> tuple[Job, int, Sums]:
+        file, start = places[tensors[job.tensor].name]
         made = np.frombuffer(encoder.encode(job), np.uint8)
         stored = read_at(file, start + job.offset, job.out_nbytes)
         n_different = int(np.count_nonzero(made != np.frombuffer(stored, np.uint8)))
-        change = weights - decode(stored, tensor.type)
-        return job, n_different, _square(change), _square(weights)
+        return job, n_different, encoder.error(job, stored)
 
     done = n_different = 0
-    change = square = 0.0
+    error = power = 0.0
     with in_order(run, work, threads) as results:
-        for number, (job, different, changed, squared) in enumerate(results):
+        for number, (job, different, (job_error, job_power)) in enumerate(results):
             done += job.nbytes
             yield Compared(done)
-            n_different, change, square = (
-                n_different + different,
-                change + changed,
-                square + squared,
-            )
+            n_different += different
+            error, power = error + job_error, power + job_power
             following = work[number + 1] if number + 1 < len(work) else None
             if following and (following.tensor, following.expert) == (job.tensor, job.expert):
                 continue
             tensor = tensors[job.tensor]
             expert = job.expert if len(tensor.shape) > 2 else None  # a stack
-            error = math.sqrt(change / square) if square else 0.0
-            yield MatrixError(tensor.name, tensor.type.name, expert, error, n_different)
-            n_different, change, square = 0, 0.0, 0.0
-
-
-def _square(values: NDArray[np.float64]) -> float:
-    """The sum of squares, without BLAS: its threads would compete with ours."""
-    return float(np.einsum("i,i", values, values))
-
-
-def _floats(view: memoryview, dtype: str) -> NDArray[np.float32]:
-    if dtype == "BF16":
-        return widen_bf16(view)
-    return np.frombuffer(view, "<f2" if dtype == "F16" else "<f4").astype(np.float32)
+            relative = relative_error(error, power)
+            yield MatrixError(tensor.name, tensor.type.name, expert, relative, n_different)
+            n_different, error, power = 0, 0.0, 0.0

@@ -85,6 +85,24 @@ def library() -> ctypes.CDLL:
     return lib
 
 
+def bits_of(data: memoryview | NDArray[np.uint8], dtype: str) -> Bits:
+    """The weights in bytes of BF16, F16 or F32, as the integers that have their bits."""
+    return np.frombuffer(data, _DTYPES[dtype][0])
+
+
+def widen(bits: Bits, dtype: str, floats: NDArray[np.float32]) -> None:
+    """The float32 values of weights given by the bits of their dtype, BF16, F16 or F32."""
+    if dtype == "F32":
+        floats[:] = bits.view(np.float32)
+        return
+    if not bits.flags.aligned:  # a header of odd length
+        bits = bits.copy()
+    convert = (
+        library().ggml_bf16_to_fp32_row if dtype == "BF16" else library().ggml_fp16_to_fp32_row
+    )
+    convert(bits.ctypes.data, floats.ctypes.data, bits.size)
+
+
 class Codec:
     """Quantizes rows; one per thread.
 
@@ -123,7 +141,7 @@ class Codec:
             DotsError: the library made a block that it calls invalid itself.
         """
         bits_type, _, stored_as = _DTYPES[dtype]
-        bits = np.frombuffer(source, bits_type)
+        bits = bits_of(source, dtype)
         n_rows, rest = divmod(bits.size, n_columns)
         row_nbytes = kind.row_nbytes(n_columns)
         if rest or n_columns % kind.block or out.size < n_rows * row_nbytes:
@@ -139,7 +157,7 @@ class Codec:
             if stored_as is kind:
                 target.view(bits_type)[:] = piece
             elif kind is F32:
-                self._widen(piece, dtype, target.view(np.float32))
+                widen(piece, dtype, target.view(np.float32))
             else:
                 self._quantize(piece, dtype, n_columns, kind, target, importance)
         return n_rows * row_nbytes
@@ -159,19 +177,8 @@ class Codec:
             return
         index = int(np.flatnonzero((bits & np.array(sign - 1, bits.dtype)) > limit)[0])
         floats = np.empty(1, np.float32)
-        self._widen(bits[index : index + 1], dtype, floats)
+        widen(bits[index : index + 1], dtype, floats)
         raise BadValue(at + index, float(floats[0]))
-
-    def _widen(self, bits: Bits, dtype: str, floats: NDArray[np.float32]) -> None:
-        if dtype == "F32":
-            floats[:] = bits.view(np.float32)
-            return
-        if not bits.flags.aligned:  # a header of odd length
-            bits = bits.copy()
-        convert = (
-            self._lib.ggml_bf16_to_fp32_row if dtype == "BF16" else self._lib.ggml_fp16_to_fp32_row
-        )
-        convert(bits.ctypes.data, floats.ctypes.data, bits.size)
 
     def _quantize(
         self,
@@ -196,7 +203,7 @@ class Codec:
             if self._floats.size < bits.size:
                 self._floats = np.empty(bits.size, np.float32)
             floats = self._floats[: bits.size]
-            self._widen(bits, dtype, floats)
+            widen(bits, dtype, floats)
             weights = None if importance is None else importance.ctypes.data
             made = self._lib.ggml_quantize_chunk(
                 kind.id, floats.ctypes.data, target.ctypes.data, 0, n_rows, n_columns, weights

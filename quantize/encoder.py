@@ -1,4 +1,4 @@
-"""Encoder: from a job to the bytes that belong into the file.
+"""Encoder: from a job to the bytes that belong into the file, and to the error in them.
 
 Every thread has its own codec and buffer; the shards are shared. Where the bytes go is not known
 here, so that writing a file and comparing with one are the same work.
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
 from dotscli.quantize.codec import BadValue, Codec
+from dotscli.quantize.error import Sums, source_error
 from dotscli.quantize.jobs import Job, piece_weights
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.shards import Shards
@@ -50,9 +51,7 @@ class Encoder:
         """
         tensor = self.plan.tensors[job.tensor]
         out = self._buffer(job.out_nbytes)
-        columns = None
-        if self._importance is not None:
-            columns = self._importance.row(tensor.name, job.expert)
+        columns = self._columns(job)
         view = self.shards.view(job.source, job.start, job.nbytes)
         dtype = self.shards.dtype(job.source)
         n_columns = tensor.shape[-1]
@@ -71,6 +70,26 @@ class Encoder:
             view.release()
         self.shards.give_back(job.source, job.start, job.nbytes)
         return out[: job.out_nbytes].data
+
+    def error(self, job: Job, data: bytes | memoryview) -> Sums:
+        """How far the job's bytes, as a file holds them, are from its weights; weighted by the
+        importance of the columns, where there is one (see `dotscli.quantize.error`).
+        """
+        tensor = self.plan.tensors[job.tensor]
+        view = self.shards.view(job.source, job.start, job.nbytes)
+        try:
+            return source_error(
+                tensor.type, view, self.shards.dtype(job.source), tensor.shape[-1], data,
+                self._columns(job),
+            )  # fmt: skip
+        finally:
+            view.release()
+            self.shards.give_back(job.source, job.start, job.nbytes)
+
+    def _columns(self, job: Job) -> NDArray[np.float32] | None:
+        if self._importance is None:
+            return None
+        return self._importance.row(self.plan.tensors[job.tensor].name, job.expert)
 
     def _buffer(self, nbytes: int) -> NDArray[np.uint8]:
         local = self._local
