@@ -13,6 +13,7 @@ from dotscli import engine
 from dotscli.catalog import cache_folder, heat_folder, models_folder, state_folder
 from dotscli.config import config_path
 from dotscli.errors import DotsError
+from dotscli.hot.guard import all_known
 from dotscli.hot.plugin import unavailable
 from dotscli.progress import format_bytes
 from dotscli.terminal import Terminal
@@ -36,7 +37,7 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
             "free_bytes": psutil.virtual_memory().available,
             "total_bytes": psutil.virtual_memory().total,
         },
-        "hot_backend": {"available": False, "reason": "llama.cpp doesn't work"},
+        "hot_backend": {"available": False, "reason": "llama.cpp doesn't work", "measured": []},
         "paths": {
             "config": str(config_path(terminal.environ)),
             "models": str(models_folder(terminal.environ)),
@@ -60,7 +61,14 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
         facts["rpc"] = engine.has_rpc()
         facts["caveats"] = engine.caveats()
         reason = unavailable()
-        facts["hot_backend"] = {"available": not reason, "reason": reason}
+        facts["hot_backend"] |= {
+            "available": not reason,
+            "reason": reason,
+            "measured": [
+                {"model": model, "on": key, "pays": found.pays, "finding": found.describe()}
+                for model, key, found in all_known(heat_folder(terminal.environ))
+            ],
+        }
     except DotsError as error:
         facts["problems"].append(f"{error.message} ({error.hint})")
     return facts
@@ -100,6 +108,8 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     gpu = any(device["type"] == "GPU" for device in facts["devices"])
     can = "yes" if gpu else "yes, with a GPU; --hot-device CPU tries them out"
     terminal.write(f"hot experts  {can if hot['available'] else 'no: ' + hot['reason']}\n")
+    for known in hot["measured"]:
+        terminal.write(f"             {known['model']}, {known['on']}: {known['finding']}\n")
     rpc = "yes" if facts["rpc"] else "no: llama-cpp-python was built without -DGGML_RPC=on"
     terminal.write(f"RPC workers  {rpc}\n\n")
     terminal.table(("folder", "where"), list(facts["paths"].items()))

@@ -119,7 +119,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
             terminal.json(
                 answer_json(
                     answer, model=path, seed=sampling.seed, n_ctx=engine.n_ctx,
-                    load_s=engine.load_s,
+                    load_s=engine.load_s, hot_off=engine.hot_off,
                 )
             )  # fmt: skip
         else:

@@ -32,10 +32,11 @@ class Answer:
 
 
 def answer_json(
-    answer: Answer, *, model: Path, seed: int, n_ctx: int, load_s: float
+    answer: Answer, *, model: Path, seed: int, n_ctx: int, load_s: float, hot_off: str = ""
 ) -> dict[str, object]:
-    """The object that `dots prompt --json` prints."""
+    """The object that `dots prompt --json` prints; `hot_off` is why hot experts are."""
     stats = answer.stats
+    no_hot = {"reason": hot_off} if hot_off else None
     return {
         "text": answer.text,
         "finish_reason": answer.finish_reason,
@@ -52,7 +53,7 @@ def answer_json(
             "prefill_tps": round(stats.prefill_tps, 2),
             "decode_tps": round(stats.decode_tps, 2),
         },
-        "hot": None if stats.hot is None else hot_json(stats.hot),
+        "hot": no_hot if stats.hot is None else hot_json(stats.hot),
     }
 
 

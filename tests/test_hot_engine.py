@@ -20,7 +20,7 @@ from dotscli.catalog import nano_checkpoint
 from dotscli.engine import Engine, EngineOptions, HotOptions, hot_choice
 from dotscli.engine import hot as engine_hot
 from dotscli.engine.devices import Device, registered
-from dotscli.engine.hot_choice import choose
+from dotscli.engine.hot_choice import Decision, choose
 from dotscli.errors import DotsError
 from dotscli.hot import heat_store, library
 from dotscli.hot.budget import ModelCost, file_cost
@@ -76,7 +76,7 @@ def load(
 
 
 def on_cpu(nbytes: int, **more: object) -> HotOptions:
-    return HotOptions(nbytes=nbytes, device="CPU", **({"adapt": False} | more))  # type: ignore[arg-type]
+    return HotOptions(nbytes=nbytes, device="CPU", **({"adapt": False, "guard": False} | more))  # type: ignore[arg-type]
 
 
 def heat_file(path: Path, counts: Callable[[int], float]) -> Path:
@@ -283,7 +283,7 @@ def test_auto_fills_what_is_free_but_for_a_margin(
     left = 3 * MIB + free // 8  # when weights and cache are there
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(free))
     monkeypatch.setattr(engine_hot, "registered", lambda: gpu(left))
-    with load(model, HotOptions(adapt=False)) as engine:
+    with load(model, HotOptions(adapt=False, guard=False)) as engine:
         figures = run(engine)[-1].stats
     assert figures is not None
     assert figures.hot is not None
@@ -310,21 +310,21 @@ def test_auto_and_a_device_that_holds_all_or_nothing(
     options = EngineOptions(n_ctx=512, hot=HotOptions())
     said: list[str] = []
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(1 << 30))
-    assert choose(gguf, options, said.append) == (options, None)
+    assert choose(gguf, options, said.append) == Decision(options)
     [first] = gpu(free_for(cost, cost.experts_nbytes // 2))
     two = [first, dataclasses.replace(first, name="CPU1")]
     monkeypatch.setattr(hot_choice, "registered", lambda: two)
-    assert choose(gguf, options, said.append) == (options, None)
+    assert choose(gguf, options, said.append) == Decision(options)
     monkeypatch.setattr(hot_choice, "registered", lambda: two[:1])
     assert choose(gguf, options, said.append)[1] is not None
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(MIB))
-    found, choice = choose(gguf, options, said.append)
+    found, choice, _ = choose(gguf, options, said.append)
     assert choice is None
     assert found.n_gpu_layers == 0
     room = cost.output_nbytes + cost.compute_nbytes(512, "f16", "f16")
     room += cost.layers[-1].dense_nbytes + 2 * cost.kv_layer_nbytes(512, "f16", "f16")
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(room * 8 // 7))
-    found, choice = choose(gguf, options, said.append)
+    found, choice, _ = choose(gguf, options, said.append)
     assert choice is None
     assert found.n_gpu_layers == 2  # the output counts as one
     assert found.override_tensor == (r"blk\.(1|2|3|4|5)\.ffn_(up|down|gate)_exps=CPU",)
@@ -339,7 +339,7 @@ def test_auto_leaves_experts_to_whoever_places_them(
 ) -> None:
     monkeypatch.setattr(hot_choice, "registered", lambda: gpu(20 * MIB))
     options = EngineOptions(hot=HotOptions(), **given)  # type: ignore[arg-type]
-    assert choose(gguf, options, print) == (options, None)
+    assert choose(gguf, options, print) == Decision(options)
 
 
 def test_patterns_of_the_user_come_first(model: Path) -> None:
@@ -518,7 +518,7 @@ def test_prompt_says_what_hot_experts_did(model: Path, tmp_path: Path) -> None:
         "prefill_hit_rate": value["hot"]["prefill_hit_rate"], "wait_s": 0.0,
     }  # fmt: skip
     assert "hot 14% @ " in dots(*on, "--stats", environ=places).stderr
-    [kept] = (tmp_path / "dots" / "heat").iterdir()
+    [kept] = (tmp_path / "dots" / "heat").glob("*.json")
     assert json.loads(kept.read_text())["layers"]["1"]
     assert dots(*on, "--heat", kept, environ=places).exit_status == 0
 
@@ -530,7 +530,7 @@ def test_a_conversation_has_hot_experts_too(model: Path, tmp_path: Path) -> None
     )  # fmt: skip
     assert done.exit_status == 0
     assert "hot 14% @ " in done.stderr
-    assert list((tmp_path / "dots" / "heat").iterdir())
+    assert list((tmp_path / "dots" / "heat").glob("*.json"))
 
 
 # A device that counts as a GPU
@@ -554,8 +554,8 @@ def run(hot):
         print(hot and (hot.device, hot.resident_experts, hot.hit_rate > 0))
 run(None)
 with rpc_device():
-    run(HotOptions(nbytes=1 << 20, adapt=False))
-    run(HotOptions(nbytes=1 << 20))
+    run(HotOptions(nbytes=1 << 20, adapt=False, guard=False))
+    run(HotOptions(nbytes=1 << 20, guard=False))
     run(HotOptions())
 """
 

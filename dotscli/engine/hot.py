@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
+from typing import Any
 
+from dotscli.engine.decode import Decoder
 from dotscli.engine.devices import registered
 from dotscli.engine.hot_choice import HotChoice
+from dotscli.engine.hot_trial import compare
 from dotscli.errors import DotsError
 from dotscli.hot import plugin
 from dotscli.hot.adapt import Adaptation, n_tokens_of, token_counts
@@ -90,10 +93,41 @@ class HotExperts:
             self._warn(f"{problems[0]}{more}; their experts stay on the CPU")
         if not wanted:
             self._warn(f"no expert is hot: {format_bytes(nbytes)} have room for none")
-        if self._choice.adapt and wanted:
+
+    def start(self) -> None:
+        """Begins to count, and to follow the tokens if that is wanted."""
+        self.mark()
+        if self._choice.adapt and self._model.has_residents():
             heat = self._choice.kept.heat
             self._adaptation = Adaptation(self._model, self._choice.cost.n_experts_used, heat)
             self._adaptation.start()
+
+    def refusal(self, context: Any, n_vocab: int) -> str:
+        """Why to take stock's placement instead; empty if hot experts pay or are insisted on.
+
+        Compares where nothing is known yet, and remembers; between `fill` and `start`.
+
+        Raises:
+            DotsError: llama.cpp fails.
+        """
+        trials = self._choice.trials
+        if trials is None or not self._model.has_residents():
+            return ""
+        found = trials.known()
+        if found is None:
+            found = compare(self._model, Decoder(context, n_vocab), n_vocab)
+            try:
+                if found.decided:
+                    trials.remember(found)
+            except DotsError as error:
+                self._warn(error.message)
+        if found.pays:
+            return ""
+        if self._choice.insists:
+            self._warn(f"hot experts are on as asked, but {found.describe()}")
+            return ""
+        self._warn(f"hot experts are off: {found.describe()}")
+        return found.describe()
 
     def mark(self) -> None:
         """From here on `figures` are of the next answer; says what was switched off in the last."""

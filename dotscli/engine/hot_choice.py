@@ -10,9 +10,10 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dotscli.engine.devices import Device, registered
+from dotscli.engine.lib import versions
 from dotscli.engine.options import EngineOptions, HotOptions
 from dotscli.engine.placement import EXPERTS
 from dotscli.engine.sizing import bytes_per_token, context_size, free_memory
@@ -25,18 +26,37 @@ from dotscli.models.gguf_file import GgufFile
 from dotscli.progress import format_bytes
 
 if TYPE_CHECKING:
+    from dotscli.hot.guard import Trials
     from dotscli.hot.kept_heat import KeptHeat
+
+
+class Decision(NamedTuple):
+    """The options to load with, the hot experts if there are to be any, and else why not.
+
+    `reason` is empty where nobody need ask, since nobody wanted any.
+    """
+
+    options: EngineOptions
+    choice: HotChoice | None = None
+    reason: str = ""
 
 
 @dataclass(frozen=True)
 class HotChoice:
-    """Hot experts it is: `nbytes` of them on the device, None for what is free in the end."""
+    """Hot experts it is: `nbytes` of them on the device, None for what is free in the end.
+
+    `stock`: the options to load with where they turn out not to pay, unless the user `insists`;
+    `trials`: what is known of that, None to look no further.
+    """
 
     device: Device
     nbytes: int | None
     cost: ModelCost
     kept: KeptHeat
     adapt: bool
+    stock: EngineOptions
+    insists: bool
+    trials: Trials | None
 
     @property
     def heat(self) -> HeatCounts | None:
@@ -51,10 +71,8 @@ def as_counts(kept: KeptHeat) -> HeatCounts | None:
     return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}
 
 
-def choose(
-    gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]
-) -> tuple[EngineOptions, HotChoice | None]:
-    """The options to load with, and the hot experts if there are to be any.
+def choose(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> Decision:
+    """What to load with and where hot experts go, if anywhere.
 
     Where the user left the placement to us and the device can't hold the whole model, the options
     say what goes on it; otherwise they are those that were given.
@@ -65,19 +83,17 @@ def choose(
     """
     hot = options.hot
     if hot is None:
-        return options, None
+        return Decision(options)
     known = {device.name: device for device in registered() if device.type != "ACCEL"}
     gpus = [device for device in known.values() if device.type == "GPU"]
     device = _device(hot, known, gpus)
     if options.n_gpu_layers == 0 and not hot.asked:
         device = None  # nothing is to be on a GPU
 
-    def off(
-        reason: str, instead: EngineOptions = options, *, say: bool = hot.asked
-    ) -> tuple[EngineOptions, None]:
+    def off(reason: str, instead: EngineOptions = options, *, say: bool = hot.asked) -> Decision:
         if say:
             warn(f"hot experts are off: {reason}")
-        return instead, None
+        return Decision(instead, reason=reason if say else "")
 
     if device is None:
         return off("llama.cpp sees no GPU here; --hot-device CPU tries them out")
@@ -110,7 +126,18 @@ def choose(
 
     if reason := plugin.unavailable():
         return off(reason, stock, say=True)
-    return options, HotChoice(device, hot.nbytes, cost, kept, hot.adapt)
+    from dotscli.hot.guard import SUFFIX, Trials, circumstances
+
+    n_threads, _ = options.threads()
+    key = circumstances(device.name, device.description, n_threads, versions()["llama.cpp"])
+    trials = Trials(path and path.with_suffix(SUFFIX), gguf.path.name, key) if hot.guard else None
+    insists = hot.nbytes is not None
+    finding = trials.known() if trials is not None else None
+    if finding is not None and not finding.pays and not insists:
+        return off(finding.describe(), stock, say=True)
+    return Decision(
+        options, HotChoice(device, hot.nbytes, cost, kept, hot.adapt, stock, insists, trials)
+    )
 
 
 def _device(hot: HotOptions, known: Mapping[str, Device], gpus: list[Device]) -> Device | None:

@@ -37,13 +37,14 @@ ALL_LAYERS = -1
 
 @dataclass
 class Loaded:
-    """Addresses in C, and what C points to and Python must keep."""
+    """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known."""
 
     model: Any
     context: Any
     n_ctx: int
     kept: list[Any]
     hot: HotExperts | None = None
+    hot_off: str = ""
 
     def free(self) -> None:
         """Gives everything back to llama.cpp; harmless when done twice."""
@@ -79,8 +80,35 @@ def load(
     _check_cache(gguf, options)
     add_rpc(options.rpc)
     log().clear()
+    options, choice, reason = choose(gguf, options, warn)
+    loaded = _loaded(gguf, options, choice, on_progress, warn)
+    if choice is not None and loaded.hot:
+        try:
+            reason = loaded.hot.refusal(loaded.context, _n_vocab(loaded.model))
+            if not reason:
+                loaded.hot.start()
+        except BaseException:
+            loaded.free()
+            raise
+        if reason:
+            loaded.free()
+            loaded = _loaded(gguf, choice.stock, None, on_progress, warn)
+    loaded.hot_off = reason
+    return loaded
+
+
+def _n_vocab(model: Any) -> int:
+    return int(llama().llama_vocab_n_tokens(llama().llama_model_get_vocab(model)))
+
+
+def _loaded(
+    gguf: GgufFile,
+    options: EngineOptions,
+    choice: HotChoice | None,
+    on_progress: Callable[[float], None] | None,
+    warn: Callable[[str], None],
+) -> Loaded:
     loaded = Loaded(None, None, 0, [])
-    options, choice = choose(gguf, options, warn)
     if choice is not None:
         loaded.hot = _hot(choice, warn)
     first, second = _halves(on_progress) if loaded.hot else (on_progress, None)

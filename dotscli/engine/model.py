@@ -53,6 +53,7 @@ class Engine:
         self.eos_token = self._special("eos")
         self.bos_token = self._special("bos")
         self.hot = loaded.hot
+        self.hot_off = loaded.hot_off
         self._loaded = loaded
         self._decoder = Decoder(loaded.context, self.n_vocab)
         self._answer: Answer | None = None

@@ -38,7 +38,8 @@ class HotOptions:
     `nbytes` None: what is free on the device, less a margin. `device` empty: the GPU with the most
     free memory. `heat`: a heat file or importance matrix to begin with, instead of what earlier
     runs have counted. `folder`: where counts are kept from run to run, None for nowhere. `adapt`:
-    exchange experts while answering.
+    exchange experts while answering. `guard`: compare a few tokens at the first load, and load
+    without hot experts where they don't pay; with `nbytes` that is only said.
     """
 
     nbytes: int | None = None
@@ -46,6 +47,7 @@ class HotOptions:
     heat: Path | None = None
     folder: Path | None = None
     adapt: bool = True
+    guard: bool = True
 
     @property
     def asked(self) -> bool:

@@ -60,6 +60,15 @@ def save(heat: Heat, path: Path) -> None:
         "format": FORMAT,
         "layers": {str(k): np.round(v, 3).tolist() for k, v in sorted(heat.layers.items())},
     }
+    write_json(document, path, "the heat")
+
+
+def write_json(document: object, path: Path, what: str) -> None:
+    """Write a small JSON file whole or not at all, with its folder.
+
+    Raises:
+        DotsError: if the folder can't be written to.
+    """
     name = ""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,7 +79,7 @@ def save(heat: Heat, path: Path) -> None:
     except OSError as error:
         if name:
             Path(name).unlink(missing_ok=True)
-        raise DotsError(f"can't save the heat to {path}: {error.strerror}") from error
+        raise DotsError(f"can't save {what} to {path}: {error.strerror}") from error
 
 
 def load(path: Path) -> Heat:

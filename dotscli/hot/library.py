@@ -106,6 +106,7 @@ def _declare(library: ctypes.CDLL) -> None:
         "dots_hot_reserve": (text, [number, number, number]),
         "dots_hot_place": (text, [number, number, number, number]),
         "dots_hot_residents": (number, [number, number, pointer, number]),
+        "dots_hot_set_trial": (None, [number, number]),
         "dots_hot_read_counters": (number, [number, pointer]),
         "dots_hot_read_heat": (number, [number, number, pointer, pointer, number]),
         "dots_hot_trace": (text, [number, text]),

@@ -10,6 +10,7 @@ is worth being resident (placement.py), or of what the counts mean (heat.py).
 from __future__ import annotations
 
 import ctypes
+import enum
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -58,6 +59,12 @@ class HotCounters:
         """Share of pairs computed on the device while decoding; 0 before the first token."""
         n_pairs = self.decode_hits + self.decode_misses
         return self.decode_hits / n_pairs if n_pairs else 0.0
+
+
+class Trial(enum.IntEnum):
+    """How tokens are computed for a comparison; during one nothing is counted as heat."""
+
+    NONE, DIVIDED, ON_CPU = range(3)
 
 
 class HotModel:
@@ -142,6 +149,14 @@ class HotModel:
         for slot, expert in enumerate(now):
             if expert not in wanted:
                 self.place(layer, slot, missing.pop() if missing else -1)
+
+    def set_trial(self, trial: Trial) -> None:
+        """Compute from here on as a comparison needs it; `Trial.NONE` is as ever."""
+        self._library.dots_hot_set_trial(self._number, trial)
+
+    def has_residents(self) -> bool:
+        """Whether any expert is on the device."""
+        return any(layer.n_resident for layer in self.layers())
 
     def counters(self) -> HotCounters:
         found = library.Counters()

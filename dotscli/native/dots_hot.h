@@ -53,6 +53,9 @@ DOTS_HOT_API const char * dots_hot_reserve(int32_t model, int32_t layer, int32_t
 DOTS_HOT_API const char * dots_hot_place(int32_t model, int32_t layer, int32_t slot, int32_t expert);
 DOTS_HOT_API int32_t      dots_hot_residents(int32_t model, int32_t layer, int32_t * expert_in, int32_t n_max);
 
+// 1: from here on nothing is counted as heat; 2: and everything is computed on the CPU; 0: as ever.
+DOTS_HOT_API void         dots_hot_set_trial(int32_t model, int32_t trial);
+
 DOTS_HOT_API int32_t      dots_hot_read_counters(int32_t model, dots_hot_counters * counters);
 // Tokens routed to each of the layer's experts: while decoding (batches up to 8), and in prompts.
 DOTS_HOT_API int32_t      dots_hot_read_heat(int32_t model, int32_t layer, uint64_t * decode, uint64_t * prefill, int32_t n_max);

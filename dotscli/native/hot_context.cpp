@@ -414,7 +414,7 @@ int hot_context::run(const std::shared_ptr<hot_model> & model, const layer_nodes
         return status;
     };
 
-    if (layer.n_resident == 0 || layer.off) {
+    if (layer.n_resident == 0 || layer.off || model->trial == TRIAL_ON_CPU) {
         return all_on_the_cpu();
     }
     std::shared_lock<std::shared_mutex> lock(layer.residency);

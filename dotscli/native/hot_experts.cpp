@@ -652,6 +652,13 @@ int32_t dots_hot_residents(int32_t model, int32_t layer, int32_t * expert_in, in
     return n_slots;
 }
 
+void dots_hot_set_trial(int32_t model, int32_t trial) {
+    const auto found = model_of(model);
+    if (found != nullptr) {
+        found->trial = trial;
+    }
+}
+
 int32_t dots_hot_read_counters(int32_t model, dots_hot_counters * counters) {
     const auto found = model_of(model);
     if (found == nullptr) {

@@ -306,7 +306,7 @@ int32_t expert_at(const ggml_tensor * ids, int64_t used, int64_t token) {
 void hot_model::count(moe_layer & layer, const ggml_tensor * ids) {
     const int64_t n_used   = ids->ne[0];
     const int64_t n_tokens = ids->ne[1];
-    if (n_used >= layer.n_experts) {
+    if (n_used >= layer.n_experts || trial != TRIAL_NONE) {
         return;  // llama.cpp's warm-up runs every expert: that says nothing about heat
     }
     std::atomic<uint64_t> * heat = n_tokens <= DECODE_TOKENS ? layer.decode_heat.get() : layer.prefill_heat.get();

@@ -67,9 +67,13 @@ struct hot_counters {
     std::atomic<uint64_t> wait_ns{ 0 };    // of that, waiting after the CPU was done
 };
 
+// For comparing the two ways of computing: nothing is counted as heat meanwhile.
+enum hot_trial { TRIAL_NONE, TRIAL_DIVIDED, TRIAL_ON_CPU };
+
 struct hot_model {
     ggml_backend_device * device = nullptr;  // null: count heat, compute everything on the CPU
     hot_counters          counters;
+    std::atomic<int>      trial{ TRIAL_NONE };
 
     ~hot_model();
 
