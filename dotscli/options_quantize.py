@@ -58,6 +58,12 @@ class QuantizeFlags:
             help="Several files of at most this much; named as llama.cpp names them.",
         ),
     ] = None  # fmt: skip
+    report: Annotated[
+        Path | None,
+        typer.Option(
+            "--report", metavar="FILE.json", help="Write the relative error of every expert there."
+        ),
+    ] = None
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the plan; config.json alone is enough.")
     ] = False

@@ -76,6 +76,7 @@ def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: b
         force=flags.force,
         restart=flags.restart,
         split_max_size=flags.split_max_size,
+        report=flags.report,
     )
     try:
         with closed(events), terminal.progress("quantizing", 1, "B") as progress:
@@ -91,6 +92,11 @@ def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: b
         f"{format_bytes(run.source_nbytes)} -> {format_bytes(nbytes)}. "
         f'Try it: dots prompt -m {shlex.quote(str(run.path))} "What is dots?"'
     )
+    if flags.report is not None:
+        terminal.note(
+            f"the error of every expert: dots inspect {shlex.quote(str(run.path))} --experts "
+            f"--report {shlex.quote(str(flags.report))}"
+        )
     if json:
         terminal.json(
             {

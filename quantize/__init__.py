@@ -29,6 +29,7 @@ def quantize_checkpoint(
     force: bool = False,
     restart: bool = False,
     split_max_size: int | None = None,
+    report: Path | None = None,
 ) -> Iterator[Event]:
     """Quantize a checkpoint into a GGUF, or go on where an interrupted run stopped.
 
@@ -47,6 +48,7 @@ def quantize_checkpoint(
         restart: throw away what an interrupted run has left.
         split_max_size: bytes; a larger output becomes several files, named after out as llama.cpp
             expects them.
+        report: a JSON file for the relative error of every matrix, measured on the way.
 
     Yields:
         The events of `dotscli.quantize.convert`: Started, Resumed after an interruption, Progress,
@@ -59,7 +61,7 @@ def quantize_checkpoint(
 
     return quantize(
         folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force, restart,
-        split_max_size,
+        split_max_size, report,
     )  # fmt: skip
 
 

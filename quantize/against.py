@@ -19,7 +19,7 @@ from dotscli.models.dots1 import Dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
 from dotscli.models.tensors import naming_of
 from dotscli.quantize.encoder import Encoder
-from dotscli.quantize.error import Sums, relative_error
+from dotscli.quantize.error import ErrorAndPower, relative_error
 from dotscli.quantize.importance import load_importance
 from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
 from dotscli.quantize.plan import Plan, TensorPlan, check_sources
@@ -139,7 +139,7 @@ def _results(
 ) -> Iterator[AgainstEvent]:
     tensors = encoder.plan.tensors
 
-    def run(job: Job) -> tuple[Job, int, Sums]:
+    def run(job: Job) -> tuple[Job, int, ErrorAndPower]:
         file, start = places[tensors[job.tensor].name]
         made = np.frombuffer(encoder.encode(job), np.uint8)
         stored = read_at(file, start + job.offset, job.out_nbytes)

@@ -33,6 +33,7 @@ def quantize(
     force: bool,
     restart: bool,
     split_max_size: int | None,
+    report: Path | None,
 ) -> Iterator[Event]:
     """See `dotscli.quantize.quantize_checkpoint`."""
     if threads < 0:
@@ -61,6 +62,7 @@ def quantize(
             split_max_size=split_max_size,
             importance=importance,
             inputs=() if imatrix is None else (imatrix,),
+            report=report,
             warnings=warnings,
         )
     finally:

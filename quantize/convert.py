@@ -17,12 +17,14 @@ from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
 from dotscli.quantize.checksums import Sums, tensor_checksums
 from dotscli.quantize.encoder import Encoder, Importance
+from dotscli.quantize.error import ErrorAndPower
 from dotscli.quantize.identity import identity, sources
 from dotscli.quantize.jobs import Job, job_weights, jobs
 from dotscli.quantize.journal import Journal
 from dotscli.quantize.layout import layouts
 from dotscli.quantize.output import Output
 from dotscli.quantize.plan import Plan
+from dotscli.quantize.report import ErrorReport
 from dotscli.quantize.shards import Shards
 from dotscli.quantize.workers import default_threads, in_order
 
@@ -100,6 +102,7 @@ def convert(
     split_max_size: int | None = None,
     importance: Importance | None = None,
     inputs: Sequence[Path] = (),
+    report: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Iterator[Event]:
     """Write the file that the plan describes, or go on with it.
@@ -114,6 +117,7 @@ def convert(
         split_max_size: write several files of at most so many bytes if one would be larger.
         importance: weights of columns per tensor name; tensors without are quantized plainly.
         inputs: files beside the checkpoint that the output depends on, and that it must not be.
+        report: a JSON file for the error of every matrix, which is measured on the way.
         warnings: handed on in Started.
 
     Yields:
@@ -126,26 +130,32 @@ def convert(
     threads = threads or default_threads()
     weights = job_weights(plan, threads, max_memory)
     files = layouts(plan, keys, out, split_max_size)
-    own = (path for path in shards.folder.iterdir() if path.suffix not in _OUTPUTS)
-    output = Output(files, inputs=[*shards.paths, *own, *inputs], force=force)
+    own = [path for path in shards.folder.iterdir() if path.suffix not in _OUTPUTS]
+    all_inputs = [*shards.paths, *own, *inputs]
+    output = Output(files, inputs=all_inputs, force=force)
     output.check()
     encoder = Encoder(plan, shards, importance, weights)
+    errors = None if report is None else ErrorReport(report, plan, out, all_inputs)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
     depends_on = identity(files, keys, inputs)
     with Journal(output.path, depends_on, sources(plan, shards), n_matrices) as journal:
         if restart:
             journal.forget()
+        if errors is not None:
+            errors.check(force or journal.naming)
         if journal.naming:
             output.take_back()
         with output:
             journal.begin(output)
             try:
-                yield from _write(encoder, output, journal, threads, weights, warnings)
+                yield from _write(encoder, output, journal, errors, threads, weights, warnings)
             finally:
                 with suppress(DotsError):  # a full disk has been told of already
                     journal.commit(output)
             journal.begin_naming()
             output.give_names()
+            if errors is not None:  # while the journal is there: without it, they are lost
+                errors.write(keys, encoder.weighted)
             journal.finished()
     yield Finished(output.path, output.nbytes, len(files))
 
@@ -154,6 +164,7 @@ def _write(
     encoder: Encoder,
     output: Output,
     journal: Journal,
+    errors: ErrorReport | None,
     threads: int,
     weights: int,
     warnings: tuple[str, ...],
@@ -170,29 +181,40 @@ def _write(
     checksums: dict[int, tuple[int, ...]] = {}
     for index in _intact(plan, journal.kept, output, threads):
         checksums[index] = journal.kept[index]
+        if errors is not None and not errors.restore(index, journal.errors.get(index)):
+            continue  # its errors are still to be measured
         done, left[index] = done + left[index], 0
         yield Progress(done, total)
     if journal.kept:
         yield Resumed(len(checksums), len(journal.kept) - len(checksums), done)
+    kept = frozenset(checksums)
     sums = Sums(plan.tensors, output.read)
 
-    def run(job: Job) -> Job:
-        made = encoder.encode(job)
-        output.write(job.tensor, job.offset - plan.tensors[job.tensor].offset, made)
-        sums.written(job.tensor, job.expert, made)
-        return job
+    def run(job: Job) -> tuple[Job, ErrorAndPower | None]:
+        start = job.offset - plan.tensors[job.tensor].offset
+        if job.tensor in kept:
+            made = memoryview(output.read(job.tensor, start, job.out_nbytes))
+        else:
+            made = encoder.encode(job)
+            output.write(job.tensor, start, made)
+            sums.written(job.tensor, job.expert, made)
+        return job, None if errors is None else encoder.error(job, made)
 
     todo = (job for job in jobs(plan, shards, weights) if left[job.tensor])
     told = 0
     with in_order(run, todo, threads) as results:
-        for job in results:
+        for job, error in results:
             done += job.nbytes
             left[job.tensor] -= job.nbytes
+            if errors is not None and error is not None:
+                errors.add(job.tensor, job.expert, error)
             yield Progress(done, total)
             if left[job.tensor]:
                 continue
-            checksums[job.tensor] = sums.take(job.tensor)
-            journal.add(job.tensor, checksums[job.tensor], output)
+            if job.tensor not in kept:
+                checksums[job.tensor] = sums.take(job.tensor)
+            measured = None if errors is None else errors.of(job.tensor)
+            journal.add(job.tensor, checksums[job.tensor], measured, output)
             yield from _told(plan, told, job.tensor + 1, done)
             told = job.tensor + 1
     yield from _told(plan, told, len(plan.tensors), done)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
 from dotscli.quantize.codec import BadValue, Codec
-from dotscli.quantize.error import Sums, source_error
+from dotscli.quantize.error import ErrorAndPower, source_error
 from dotscli.quantize.jobs import Job, piece_weights
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.shards import Shards
@@ -71,7 +71,7 @@ class Encoder:
         self.shards.give_back(job.source, job.start, job.nbytes)
         return out[: job.out_nbytes].data
 
-    def error(self, job: Job, data: bytes | memoryview) -> Sums:
+    def error(self, job: Job, data: bytes | memoryview) -> ErrorAndPower:
         """How far the job's bytes, as a file holds them, are from its weights; weighted by the
         importance of the columns, where there is one (see `dotscli.quantize.error`).
         """
@@ -85,6 +85,11 @@ class Encoder:
         finally:
             view.release()
             self.shards.give_back(job.source, job.start, job.nbytes)
+
+    def weighted(self, index: int) -> bool:
+        """Whether something is known of the importance of a tensor's columns."""
+        name = self.plan.tensors[index].name
+        return self._importance is not None and self._importance.row(name, 0) is not None
 
     def _columns(self, job: Job) -> NDArray[np.float32] | None:
         if self._importance is None:

@@ -22,7 +22,7 @@ from dotscli.quantize.types import TensorType
 
 _PIECE_WEIGHTS = 1 << 16  # compared at a time: two times 256 KiB of floats stay in a core's cache
 
-Sums = tuple[float, float]  # error, power
+ErrorAndPower = tuple[float, float]
 
 
 def weighted_error(
@@ -30,7 +30,7 @@ def weighted_error(
     values: NDArray[np.float32],
     data: bytes | memoryview | NDArray[np.uint8],
     importance: NDArray[np.float32] | None = None,
-) -> Sums:
+) -> ErrorAndPower:
     """The error and power of rows of one matrix.
 
     Args:
@@ -53,7 +53,7 @@ def source_error(
     n_columns: int,
     data: bytes | memoryview | NDArray[np.uint8],
     importance: NDArray[np.float32] | None = None,
-) -> Sums:
+) -> ErrorAndPower:
     """The same of rows of a checkpoint: BF16, F16 or F32, little-endian, contiguous.
 
     Raises:

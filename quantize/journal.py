@@ -1,11 +1,12 @@
 """Journal: which tensors of an unfinished output are on the disk, so that the work can go on.
 
 It lies beside the part as NAME.part.journal: one line for what the output depends on, one for every
-finished tensor with its checksums, each line with a checksum of its own, so that a torn or damaged
-end is noticed and left away. A line is written only after its tensor is synced. A sync for every
-small tensor would cost more than the tensors, so they are synced together: a second after the last
-sync, or SYNC_SHARE times as long as that took, but within half a minute. The journal's lock keeps a
-second run from the same output. It does not look at the tensors.
+finished tensor with its checksums and, where they are measured, its errors; each line has a
+checksum of its own, so that a torn or damaged end is noticed and left away. A line is written only
+after its tensor is synced. A sync for every small tensor would cost more than the tensors, so they
+are synced together: a second after the last sync, or SYNC_SHARE times as long as that took, but
+within half a minute. The journal's lock keeps a second run from the same output. It does not look
+at the tensors.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from dotscli.errors import DotsError
+from dotscli.quantize.error import ErrorAndPower
 from dotscli.quantize.output import Output
 from dotscli.quantize.writer import journal_of, lock_file, part_of, sync_folder, write_failed
 
@@ -42,6 +44,7 @@ class Journal:
 
     Attributes:
         kept: the checksums of every tensor that an earlier run finished, by index in the plan.
+        errors: the error sums of their matrices, as far as that run has measured them.
         naming: whether that run had begun to give the files their names.
         notice: why an earlier run's work, or a part of it, can't be used; or "".
     """
@@ -55,6 +58,7 @@ class Journal:
     ) -> None:
         self.path = journal_of(out)
         self.kept: dict[int, tuple[int, ...]] = {}
+        self.errors: dict[int, tuple[ErrorAndPower, ...]] = {}
         self.naming = False
         self.notice = ""
         self._part = part_of(out)
@@ -105,7 +109,8 @@ class Journal:
 
     def forget(self) -> None:
         """Don't go on with an earlier run's work."""
-        self.kept, self.naming, self.notice, self._good_nbytes = {}, False, "", 0
+        self.kept, self.errors, self.naming = {}, {}, False
+        self.notice, self._good_nbytes = "", 0
 
     def begin(self, output: Output) -> None:
         """Go on with what is kept, or start anew; the parts are open.
@@ -129,14 +134,23 @@ class Journal:
         except OSError as error:
             raise write_failed(self.path, error) from None
 
-    def add(self, index: int, checksums: Sequence[int], output: Output) -> None:
+    def add(
+        self,
+        index: int,
+        checksums: Sequence[int],
+        errors: Sequence[ErrorAndPower] | None,
+        output: Output,
+    ) -> None:
         """A tensor is written; it counts as kept when the next sync is done.
 
         Raises:
             DotsError: the file system failed.
         """
         sums = [f"{value:016x}" for value in checksums]
-        self._pending.append(_line({"tensor": index, "from": self._sources[index], "sums": sums}))
+        line: dict[str, object] = {"tensor": index, "from": self._sources[index], "sums": sums}
+        if errors is not None:
+            line["errors"] = errors
+        self._pending.append(_line(line))
         if time.monotonic() >= self._next_sync:
             self.commit(output)
 
@@ -219,10 +233,14 @@ class Journal:
             return False
         if value.get("from") == self._sources[index]:
             self.kept[index] = tuple(int(text, 16) for text in sums)
+            errors = value.get("errors")
+            if isinstance(errors, list) and len(errors) == len(sums):
+                self.errors[index] = tuple((error, power) for error, power in errors)
             self._stale.discard(index)
         else:
             self._stale.add(index)
             self.kept.pop(index, None)
+            self.errors.pop(index, None)
         return True
 
     def _write(self, lines: Sequence[bytes]) -> None:

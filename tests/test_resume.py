@@ -127,12 +127,21 @@ class Killed(BaseException):
 
 
 @pytest.mark.parametrize("n_files", [1, 3])
+@pytest.mark.parametrize("with_report", [False, True])
 def test_killed_at_every_one_of_the_last_steps(
-    n_files: int, tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    with_report: bool,
+    n_files: int,
+    tiny_checkpoint: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Headers, syncs, names: the run dies before the first of them, before the second ..."""
-    split = None if n_files == 1 else 1_600_000
+    """Headers, syncs, names, report: the run dies before the first of them, the second ..."""
     out = tmp_path / "here" / "o.gguf"
+    options = {
+        "split_max_size": None if n_files == 1 else 1_600_000,
+        "report": out.with_name("r.json") if with_report else None,
+    }
+    n_files += with_report
     left = [0]
 
     def dying(function: Callable[..., object]) -> Callable[..., object]:
@@ -148,15 +157,15 @@ def test_killed_at_every_one_of_the_last_steps(
         return {path.name: path.read_bytes() for path in out.parent.iterdir()}
 
     out.parent.mkdir()
-    go_on(tiny_checkpoint, out, split_max_size=split)
+    go_on(tiny_checkpoint, out, **options)
     expected = files()
     assert len(expected) == n_files
     steps = 0
     while left[0] <= 0:
         for path in out.parent.iterdir():
             path.unlink()
-        interrupt(tiny_checkpoint, out, 45, split_max_size=split)
-        events = quantize_checkpoint(tiny_checkpoint, out, "q8_0", split_max_size=split)
+        interrupt(tiny_checkpoint, out, 45, **options)
+        events = quantize_checkpoint(tiny_checkpoint, out, "q8_0", **options)
         while getattr(next(events), "name", "") != "output.weight":
             pass
         left[0] = steps
@@ -168,7 +177,7 @@ def test_killed_at_every_one_of_the_last_steps(
             with contextlib.suppress(Killed):
                 list(events)
         if len(files()) != n_files or any(".part" in name for name in files()):
-            go_on(tiny_checkpoint, out, split_max_size=split)
+            go_on(tiny_checkpoint, out, **options)
         assert files() == expected, steps
         steps += 1
     assert steps > 10
