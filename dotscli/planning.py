@@ -74,10 +74,11 @@ def read_cost(terminal: Terminal, model: str, kind: str | None) -> tuple[str, Mo
 
 def checkpoint_cost(path: Path, kind: str) -> ModelCost:
     """The cost of a checkpoint once it is quantized with a preset."""
+    from dotscli.models.dots1 import Dots1
     from dotscli.quantize import plan_checkpoint
 
     decided = plan_checkpoint(path, kind)
-    model = decided.model
+    model = Dots1.load(path.parent if path.is_file() else path)
     return model_cost(
         (TensorCost(t.name, t.type.name, t.nbytes, t.spec.n_experts) for t in decided.tensors),
         n_experts_used=model.n_experts_used,

@@ -40,6 +40,8 @@ def show_plan(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: 
     plan = plan_checkpoint(
         checkpoint, flags.type, tensor_types=flags.tensor_type or (), imatrix=flags.imatrix
     )
+    for warning in plan.warnings:
+        terminal.warn(warning)
     if json:
         terminal.json(plan.as_json())
         return

@@ -65,7 +65,6 @@ def checkpoint_facts(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
     """Facts about a checkpoint; without weights, what config.json alone says."""
     from dotscli.models.chat_template import chat_template
     from dotscli.models.dots1 import Dots1
-    from dotscli.models.tensors import naming_of
     from dotscli.models.vocab import Vocab
     from dotscli.quantize import plan_checkpoint
     from dotscli.quantize.shards import Shards
@@ -94,10 +93,11 @@ def checkpoint_facts(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
     if any(folder.glob("*.safetensors")):
         shards = Shards.open(folder)
         facts["shards"] = len(shards.paths)
-        for spec in model.tensors(naming_of(shards.names())):
-            dtype = shards.dtype(spec.sources[0].name)
-            nbytes = spec.n_elements * (4 if dtype == "F32" else 2)
-            stored.append(Stored(spec.name, dtype, nbytes, spec.n_elements))
+        for spec in shards.specs(model):
+            source = spec.sources[0]
+            n_rows = spec.n_elements // spec.shape[-1]
+            nbytes = n_rows * shards.row_nbytes(source.name)
+            stored.append(Stored(spec.name, shards.dtype(source.name), nbytes, spec.n_elements))
         shards.close()
     facts["notes"].append(
         f"As q4 it would take {format_bytes(plan.total_bytes)}, {plan.bpw:.2f} bits per weight: "

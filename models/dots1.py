@@ -138,11 +138,6 @@ def _check_kind(values: Values) -> None:
         raise DotsError(error.message, hint=hint)
     if values.has("architectures") and "Dots1ForCausalLM" not in values.array("architectures"):
         raise DotsError(values.wrong("architectures", '["Dots1ForCausalLM"]').message, hint=hint)
-    if values.has("quantization_config"):
-        raise DotsError(
-            f"{values.origin}: quantization_config is set, the checkpoint is already quantized",
-            hint="take the checkpoint in bf16, f16 or f32",
-        )
     for key, expected in (("hidden_act", "silu"), ("moe_layer_freq", 1),
                           ("attention_bias", False), ("tie_word_embeddings", False),
                           ("use_sliding_window", False)):  # fmt: skip

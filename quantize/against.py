@@ -17,12 +17,11 @@ from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.dots1 import Dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
-from dotscli.models.tensors import naming_of
 from dotscli.quantize.encoder import Encoder
 from dotscli.quantize.error import ErrorAndPower, relative_error
 from dotscli.quantize.importance import load_importance
 from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
-from dotscli.quantize.plan import Plan, TensorPlan, check_sources
+from dotscli.quantize.plan import Plan, TensorPlan
 from dotscli.quantize.recipe import Recipe
 from dotscli.quantize.shards import Shards
 from dotscli.quantize.types import TYPES
@@ -114,10 +113,8 @@ def compare(
 
 def _plan(path: Path, found: dict[str, GgufTensor], model: Dots1, shards: Shards) -> Plan:
     """The tensors of the file, with the sources that the checkpoint has for them."""
-    specs = model.tensors(naming_of(shards.names()))
-    check_sources(specs, shards)
     tensors = []
-    for spec in specs:
+    for spec in shards.specs(model):
         tensor = found.pop(spec.name, None)
         if tensor is None:
             continue
@@ -125,12 +122,12 @@ def _plan(path: Path, found: dict[str, GgufTensor], model: Dots1, shards: Shards
         if tensor.shape != spec.shape[::-1] or kind is None:
             raise DotsError(
                 f"{path}: {spec.name} is {list(tensor.shape)} as {tensor.type_name}, the "
-                f"checkpoint {shards.folder} makes {list(spec.shape[::-1])}",
+                f"checkpoint {shards.origin} makes {list(spec.shape[::-1])}",
                 hint="the file is of another model, or in a type that dots does not write",
             )
         tensors.append(TensorPlan(spec, kind, tensor.nbytes, 0))
     if found:
-        raise DotsError(f"{path} holds {next(iter(found))}, which {shards.folder} does not have")
+        raise DotsError(f"{path} holds {next(iter(found))}, which {shards.origin} does not have")
     return Plan(model, Recipe.preset("f32"), tuple(tensors))
 
 

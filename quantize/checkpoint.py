@@ -14,6 +14,7 @@ from dotscli.models.dots1 import Dots1
 from dotscli.models.metadata import metadata
 from dotscli.models.vocab import Vocab
 from dotscli.quantize.convert import DEFAULT_MAX_MEMORY, Event, convert
+from dotscli.quantize.fp8_layout import fp8_layout
 from dotscli.quantize.plan import Plan, plan
 from dotscli.quantize.recipe import Recipe
 from dotscli.quantize.shards import Shards
@@ -46,7 +47,7 @@ def quantize(
         decided = plan(model, shards, recipe, importance is not None)
         vocab = Vocab.load(folder, model)
         keys = metadata(model, vocab, folder, recipe.file_type)
-        warnings = vocab.warnings
+        warnings = (*decided.warnings, *vocab.warnings)
         if importance is not None:
             warnings += importance.check(tensor.spec for tensor in decided.tensors)
             keys += importance.keys()
@@ -78,6 +79,7 @@ def plan_only(folder: Path, type: str, tensor_types: tuple[str, ...], imatrix: P
         folder = folder.parent
     model = Dots1.load(folder)
     importance = _load_importance(imatrix)
+    fp8_layout(folder)  # refuses what is quantized in another way, weights or none
     # A folder without weights is planned from its config; with some, they must be complete.
     shards = Shards.open(folder) if any(folder.glob("*.safetensors")) else None
     decided = plan(model, shards, recipe, importance is not None)

@@ -35,6 +35,7 @@ _DTYPES: dict[str, tuple[np.dtype[Any], int, TensorType]] = {
     "F16": (np.dtype("<u2"), 0x7C00, F16),
     "F32": (np.dtype("<u4"), 0x7F800000, F32),
 }
+DTYPES = tuple(_DTYPES)
 # The largest magnitudes that a target can hold: scales of quantized blocks are half floats.
 _HALF_LIMITS = {"BF16": 0x477F, "F16": 0x7BFF, "F32": 0x477FE000}
 _BF16_LIMIT_OF_F32 = 0x7F7F7FFF  # what still rounds to a finite bf16
@@ -128,7 +129,7 @@ class Codec:
 
         Args:
             source: whole rows, little-endian, contiguous.
-            dtype: BF16, F16 or F32.
+            dtype: one of DTYPES.
             n_columns: weights per row, a multiple of kind.block.
             out: takes the rows; at least as large as they become, contiguous.
             importance: n_columns positive weights of the columns, or None.

@@ -25,11 +25,10 @@ from dotscli.quantize.layout import layouts
 from dotscli.quantize.output import Output
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.report import ErrorReport
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.weights import Weights
 from dotscli.quantize.workers import default_threads, in_order
 
 DEFAULT_MAX_MEMORY = 4 << 30
-_OUTPUTS = (".gguf", ".part", ".journal")  # what may lie beside a checkpoint and be replaced
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ Event = Started | Resumed | Progress | TensorDone | Finished
 
 def convert(
     plan: Plan,
-    shards: Shards,
+    source: Weights,
     keys: Sequence[KeyValue],
     out: Path,
     *,
@@ -108,6 +107,7 @@ def convert(
     """Write the file that the plan describes, or go on with it.
 
     Args:
+        source: what the plan's tensors are made from.
         keys: the metadata.
         out: the file; out.part and out.part.journal are used meanwhile.
         threads: 0 takes every core.
@@ -116,7 +116,7 @@ def convert(
         restart: throw away what an interrupted run has left.
         split_max_size: write several files of at most so many bytes if one would be larger.
         importance: weights of columns per tensor name; tensors without are quantized plainly.
-        inputs: files beside the checkpoint that the output depends on, and that it must not be.
+        inputs: further files that the output depends on, and that it must not be.
         report: a JSON file for the error of every matrix, which is measured on the way.
         warnings: handed on in Started.
 
@@ -130,15 +130,14 @@ def convert(
     threads = threads or default_threads()
     weights = job_weights(plan, threads, max_memory)
     files = layouts(plan, keys, out, split_max_size)
-    own = [path for path in shards.folder.iterdir() if path.suffix not in _OUTPUTS]
-    all_inputs = [*shards.paths, *own, *inputs]
+    all_inputs = [*source.inputs, *inputs]
     output = Output(files, inputs=all_inputs, force=force)
     output.check()
-    encoder = Encoder(plan, shards, importance, weights)
+    encoder = Encoder(plan, source, importance, weights)
     errors = None if report is None else ErrorReport(report, plan, out, all_inputs)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
     depends_on = identity(files, keys, inputs)
-    with Journal(output.path, depends_on, sources(plan, shards), n_matrices) as journal:
+    with Journal(output.path, depends_on, sources(plan, source), n_matrices) as journal:
         if restart:
             journal.forget()
         if errors is not None:
@@ -170,9 +169,9 @@ def _write(
     warnings: tuple[str, ...],
 ) -> Iterator[Event]:
     """Everything between the open parts and their names."""
-    plan, shards = encoder.plan, encoder.shards
+    plan, source = encoder.plan, encoder.source
     left = [0] * len(plan.tensors)  # bytes of the checkpoint that each tensor still waits for
-    for job in jobs(plan, shards, weights):
+    for job in jobs(plan, source, weights):
         left[job.tensor] += job.nbytes
     total, done = sum(left), 0
     if journal.notice:
@@ -200,7 +199,7 @@ def _write(
             sums.written(job.tensor, job.expert, made)
         return job, None if errors is None else encoder.error(job, made)
 
-    todo = (job for job in jobs(plan, shards, weights) if left[job.tensor])
+    todo = (job for job in jobs(plan, source, weights) if left[job.tensor])
     told = 0
     with in_order(run, todo, threads) as results:
         for job, error in results:

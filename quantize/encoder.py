@@ -1,23 +1,24 @@
 """Encoder: from a job to the bytes that belong into the file, and to the error in them.
 
-Every thread has its own codec and buffer; the shards are shared. Where the bytes go is not known
+Every thread has its own codec and buffer; the input is shared. Where the bytes go is not known
 here, so that writing a file and comparing with one are the same work.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.quantize.codec import BadValue, Codec
+from dotscli.quantize.codec import DTYPES, BadValue, Codec
 from dotscli.quantize.error import ErrorAndPower, source_error
 from dotscli.quantize.jobs import Job, piece_weights
 from dotscli.quantize.plan import Plan
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.weights import Weights
 
 
 class Importance(Protocol):
@@ -31,14 +32,15 @@ class Encoder:
     """Makes the bytes of jobs; safe to use from several threads.
 
     Args:
+        source: what the plan's tensors are made from.
         weights: the most weights in a job.
     """
 
     def __init__(
-        self, plan: Plan, shards: Shards, importance: Importance | None, weights: int
+        self, plan: Plan, source: Weights, importance: Importance | None, weights: int
     ) -> None:
         self.plan = plan
-        self.shards = shards
+        self.source = source
         self._importance = importance
         self._weights = weights
         self._local = threading.local()
@@ -52,23 +54,14 @@ class Encoder:
         tensor = self.plan.tensors[job.tensor]
         out = self._buffer(job.out_nbytes)
         columns = self._columns(job)
-        view = self.shards.view(job.source, job.start, job.nbytes)
-        dtype = self.shards.dtype(job.source)
-        n_columns = tensor.shape[-1]
-        try:
-            self._local.codec.encode(view, dtype, n_columns, tensor.type, out, columns)
-        except BadValue as bad:
-            row, column = divmod(bad.index, n_columns)
-            reason = "is not finite" if not np.isfinite(bad.value) else "is too large"
-            raise DotsError(
-                f"{self.shards.tensors[job.source].path}: {job.source} holds {bad.value:g} in row "
-                f"{job.first_row + row}, column {column}: it {reason} for {tensor.name} "
-                f"(expert {job.expert}) as {tensor.type}",
-                hint="the checkpoint is damaged; download the shard again",
-            ) from None
-        finally:
-            view.release()
-        self.shards.give_back(job.source, job.start, job.nbytes)
+        for rows, data, dtype in self._pieces(job):
+            try:
+                self._local.codec.encode(
+                    data, dtype, tensor.shape[-1], tensor.type, out[rows], columns
+                )
+            except BadValue as bad:
+                raise self._refused(bad, job, rows) from None
+        self.source.give_back(job.source, job.start, job.nbytes)
         return out[: job.out_nbytes].data
 
     def error(self, job: Job, data: bytes | memoryview) -> ErrorAndPower:
@@ -76,15 +69,15 @@ class Encoder:
         importance of the columns, where there is one (see `dotscli.quantize.error`).
         """
         tensor = self.plan.tensors[job.tensor]
-        view = self.shards.view(job.source, job.start, job.nbytes)
-        try:
-            return source_error(
-                tensor.type, view, self.shards.dtype(job.source), tensor.shape[-1], data,
-                self._columns(job),
-            )  # fmt: skip
-        finally:
-            view.release()
-            self.shards.give_back(job.source, job.start, job.nbytes)
+        columns = self._columns(job)
+        error = power = 0.0
+        for rows, piece, dtype in self._pieces(job):
+            more = source_error(
+                tensor.type, piece, dtype, tensor.shape[-1], memoryview(data)[rows], columns
+            )
+            error, power = error + more[0], power + more[1]
+        self.source.give_back(job.source, job.start, job.nbytes)
+        return error, power
 
     def weighted(self, index: int) -> bool:
         """Whether something is known of the importance of a tensor's columns."""
@@ -95,6 +88,39 @@ class Encoder:
         if self._importance is None:
             return None
         return self._importance.row(self.plan.tensors[job.tensor].name, job.expert)
+
+    def _pieces(self, job: Job) -> Iterator[tuple[slice, memoryview, str]]:
+        """The job as the codec reads it: where it goes in the output, bytes, dtype.
+
+        Plain floats come as they are stored, everything else as F32, so many rows at a time that
+        they stay in a core's cache.
+        """
+        dtype = self.source.dtype(job.source)
+        if dtype in DTYPES:
+            with self.source.view(job.source, job.start, job.nbytes) as view:
+                yield slice(0, job.out_nbytes), view, dtype
+            return
+        tensor = self.plan.tensors[job.tensor]
+        n_columns = tensor.shape[-1]
+        row_in, row_out = self.source.row_nbytes(job.source), tensor.type.row_nbytes(n_columns)
+        n_rows = max(1, piece_weights(self._weights) // n_columns)
+        for row in range(0, job.nbytes // row_in, n_rows):
+            nbytes = min(n_rows * row_in, job.nbytes - row * row_in)
+            floats = self.source.floats(job.source, job.start + row * row_in, nbytes)
+            rows = slice(row * row_out, row * row_out + nbytes // row_in * row_out)
+            yield rows, floats.data.cast("B"), "F32"
+
+    def _refused(self, bad: BadValue, job: Job, rows: slice) -> DotsError:
+        tensor = self.plan.tensors[job.tensor]
+        row, column = divmod(bad.index, tensor.shape[-1])
+        row += job.first_row + rows.start // tensor.type.row_nbytes(tensor.shape[-1])
+        reason = "is not finite" if not np.isfinite(bad.value) else "is too large"
+        path, _ = self.source.places(job.source)[0]
+        return DotsError(
+            f"{path}: {job.source} holds {bad.value:g} in row {row}, column {column}: it {reason} "
+            f"for {tensor.name} (expert {job.expert}) as {tensor.type}",
+            hint="the input is damaged; download it again",
+        )
 
     def _buffer(self, nbytes: int) -> NDArray[np.uint8]:
         local = self._local

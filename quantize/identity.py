@@ -16,7 +16,7 @@ from dotscli.quantize.codec import library
 from dotscli.quantize.gguf_header import gguf_header, tensor_infos
 from dotscli.quantize.layout import FileLayout
 from dotscli.quantize.plan import Plan
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.weights import Weights
 
 _OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", "split.")
 
@@ -44,13 +44,13 @@ def identity(
     }
 
 
-def sources(plan: Plan, shards: Shards) -> tuple[str, ...]:
+def sources(plan: Plan, weights: Weights) -> tuple[str, ...]:
     """For every tensor of the plan a hash of what it is made from."""
-    files = {path: _stat(path) for path in shards.paths}
+    files = {path: _stat(path) for path in weights.paths}
     found = []
     for tensor in plan.tensors:
-        own = [shards.tensors[source.name] for source in tensor.spec.sources]
-        found.append(_hash(files[t.path] + f"{t.entry}".encode() for t in own))
+        own = [place for source in tensor.spec.sources for place in weights.places(source.name)]
+        found.append(_hash(files[path] + entry.encode() for path, entry in own))
     return tuple(found)
 
 

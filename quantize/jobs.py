@@ -12,15 +12,15 @@ from dataclasses import dataclass
 
 from dotscli.errors import DotsError
 from dotscli.quantize.codec import PIECE_WEIGHTS
-from dotscli.quantize.plan import SOURCE_DTYPES, Plan, TensorPlan
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.plan import Plan, TensorPlan
+from dotscli.quantize.weights import Weights
 
 JOB_WEIGHTS = 1 << 20
-DTYPE_NBYTES = dict(zip(SOURCE_DTYPES, (2, 2, 4), strict=True))
 
 # What a run holds whatever the model: Python, numpy, a vocabulary of 152,064 tokens, the header.
 BASE_NBYTES = 256 << 20
-# Per weight of a job: mapped source (4), floats of a piece (4 at most), output (4 at most).
+# Per weight of a job: mapped source (4), floats of a piece (4 at most), output (4 at most). Of a
+# source that is not plain floats there is less, and a piece of floats twice.
 _JOB_NBYTES_PER_WEIGHT = 12
 
 
@@ -31,7 +31,7 @@ class Job:
     Attributes:
         tensor: index into the plan.
         expert: which matrix of the stack.
-        source: the checkpoint's tensor; start: first byte in it; nbytes: how many.
+        source: the input's tensor; start: first byte in it; nbytes: how many.
         first_row: of the matrix, for error messages.
         offset: where the result goes, from the start of the data section.
         out_nbytes: how large it is.
@@ -69,13 +69,13 @@ def piece_weights(weights: int) -> int:
     return min(PIECE_WEIGHTS, weights)
 
 
-def jobs(plan: Plan, shards: Shards, weights: int) -> Iterator[Job]:
+def jobs(plan: Plan, stored: Weights, weights: int) -> Iterator[Job]:
     """All jobs of the plan, in the order of the output file."""
     for index, tensor in enumerate(plan.tensors):
-        yield from _tensor_jobs(index, tensor, shards, weights)
+        yield from _tensor_jobs(index, tensor, stored, weights)
 
 
-def _tensor_jobs(index: int, tensor: TensorPlan, shards: Shards, weights: int) -> Iterator[Job]:
+def _tensor_jobs(index: int, tensor: TensorPlan, stored: Weights, weights: int) -> Iterator[Job]:
     spec = tensor.spec
     n_columns = spec.shape[-1]
     n_rows = spec.shape[-2] if len(spec.shape) > 1 else 1
@@ -84,7 +84,7 @@ def _tensor_jobs(index: int, tensor: TensorPlan, shards: Shards, weights: int) -
     for expert in range(spec.n_experts):
         stacked = len(spec.sources) == 1
         source = spec.sources[0 if stacked else expert]
-        row_in = n_columns * DTYPE_NBYTES[shards.dtype(source.name)]
+        row_in = stored.row_nbytes(source.name)
         # A fused stack holds this expert's rows among others': gate rows before up rows.
         rows_in_source = source.shape[-2] if len(source.shape) > 1 else 1
         first = (expert * rows_in_source if stacked else 0) + (source.rows[0] if source.rows else 0)

@@ -1,25 +1,22 @@
 """plan(): every tensor of the output, with its sources, type, size and place, before a byte is
 written.
 
-With shards, every tensor of the checkpoint is accounted for; without (a dry run from config.json
-alone) the sizes are the same. It reads no weights.
+With weights, every tensor of the input is accounted for; without (a dry run from config.json alone)
+the sizes are the same. It reads no weights.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dotscli.errors import DotsError
-from dotscli.models.dots1 import Dots1
-from dotscli.models.tensors import Naming, TensorSpec, naming_of
+from dotscli.models.tensors import Naming, Sizes, TensorSpec, tensor_specs
+from dotscli.quantize.codec import DTYPES
 from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.shards import Shards
 from dotscli.quantize.types import TensorType
+from dotscli.quantize.weights import Weights
 
 ALIGNMENT = 32  # GGUF's default for the start of a tensor
-SOURCE_DTYPES = ("BF16", "F16", "F32")
-_SHOWN = 5  # findings listed in one error
 
 
 @dataclass(frozen=True)
@@ -54,14 +51,16 @@ class Plan:
     """The whole output file, decided.
 
     Attributes:
-        model: the hyperparameters.
+        model: the sizes of the model.
         recipe: what picked the types.
         tensors: in the order in which they are stored.
+        warnings: what a user should know before it is done.
     """
 
-    model: Dots1
+    model: Sizes
     recipe: Recipe
     tensors: tuple[TensorPlan, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def total_bytes(self) -> int:
@@ -98,22 +97,19 @@ class Plan:
 
 
 def plan(
-    model: Dots1, shards: Shards | None, recipe: Recipe, with_importance: bool = False
+    model: Sizes, weights: Weights | None, recipe: Recipe, with_importance: bool = False
 ) -> Plan:
     """Decide every tensor of the output.
 
     Args:
-        shards: the checkpoint; None plans from the hyperparameters alone.
+        weights: the input; None plans from the sizes alone.
         with_importance: whether an importance matrix will be used (some presets differ).
 
     Raises:
         DotsError: tensors missing, superfluous, of a wrong shape or dtype; an override that matches
             nothing.
     """
-    naming = Naming.PER_EXPERT if shards is None else naming_of(shards.names())
-    specs = model.tensors(naming)
-    if shards is not None:
-        check_sources(specs, shards)
+    specs = weights.specs(model) if weights else tensor_specs(model, Naming.PER_EXPERT)
     recipe.check_overrides(specs)
     tensors, offset = [], 0
     for spec in specs:
@@ -121,45 +117,26 @@ def plan(
         nbytes = spec.n_elements // spec.shape[-1] * kind.row_nbytes(spec.shape[-1])
         tensors.append(TensorPlan(spec, kind, nbytes, offset))
         offset += aligned(nbytes)
-    return Plan(model, recipe, tuple(tensors))
+    warnings = _lost_twice(tensors, weights) if weights else ()
+    return Plan(model, recipe, tuple(tensors), warnings)
+
+
+def _lost_twice(tensors: Sequence[TensorPlan], weights: Weights) -> tuple[str, ...]:
+    """A warning if tensors that are stored in 8 bits or less are to be quantized once more."""
+    found = {}
+    for tensor in tensors:
+        dtype = weights.dtype(tensor.spec.sources[0].name)
+        if tensor.type.quantized and dtype not in (*DTYPES, tensor.type.name):
+            found[tensor.name] = dtype
+    if not found:
+        return ()
+    return (
+        f"{len(found)} of {len(tensors)} tensors are stored as "
+        f"{', '.join(sorted(set(found.values())))} already and lose a second time; from the "
+        "published weights in bf16 the file would be better",
+    )
 
 
 def aligned(nbytes: int) -> int:
     """The next multiple of ALIGNMENT."""
     return -(-nbytes // ALIGNMENT) * ALIGNMENT
-
-
-def check_sources(specs: Iterable[TensorSpec], shards: Shards) -> None:
-    """Compare what the model needs with what the checkpoint holds.
-
-    Raises:
-        DotsError: naming up to five tensors of each kind of difference.
-    """
-    needed: set[str] = set()
-    missing, shapes, dtypes = [], [], []
-    for spec in specs:
-        for source in spec.sources:
-            name = source.name
-            needed.add(name)
-            if name not in shards:
-                missing.append(name)
-                continue
-            if shards.shape(name) != source.shape:
-                shape, expected = list(shards.shape(name)), list(source.shape)
-                shapes.append(f"{name} is {shape}, expected {expected}")
-            if shards.dtype(name) not in SOURCE_DTYPES:
-                dtypes.append(f"{name} is {shards.dtype(name)}")
-    extra = [name for name in shards.names() if name not in needed]
-    for what, found in (
-        ("missing tensors", missing),
-        ("tensors that a dots.llm1 of this config does not have", extra),
-        ("tensors of the wrong shape", shapes),
-        (f"tensors stored as something else than {', '.join(SOURCE_DTYPES)}", dtypes),
-    ):
-        if found:
-            unique = list(dict.fromkeys(found))
-            more = f" and {len(unique) - _SHOWN} more" if len(unique) > _SHOWN else ""
-            raise DotsError(
-                f"{shards.folder}: {what} ({len(unique)}): {', '.join(unique[:_SHOWN])}{more}",
-                hint="compare config.json and the shards with the published checkpoint",
-            )

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dotscli.errors import DotsError
-from dotscli.models.dots1 import Dots1
-from dotscli.models.tensors import TensorSpec
+from dotscli.models.tensors import Sizes, TensorSpec
 from dotscli.quantize.presets import Place, Preset, preset_named
 from dotscli.quantize.types import F32, TensorType, fitting, type_named
 
@@ -74,7 +73,7 @@ class Recipe:
         """general.file_type, llama.cpp's number of the preset."""
         return self.base.file_type
 
-    def type_for(self, spec: TensorSpec, model: Dots1, with_importance: bool = False) -> TensorType:
+    def type_for(self, spec: TensorSpec, model: Sizes, with_importance: bool = False) -> TensorType:
         """The type of one tensor.
 
         The first override that matches wins over the preset; where the rows are no multiple of the

@@ -36,6 +36,14 @@ class Entry:
     nbytes: int
 
 
+@dataclass(frozen=True)
+class ShardTensor:
+    """Where one tensor lies: its file and the checked entry of that file's header."""
+
+    path: Path
+    entry: Entry
+
+
 def read_header(path: Path) -> tuple[Entry, ...]:
     """Read and check the header of one file.
 

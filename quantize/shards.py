@@ -1,36 +1,35 @@
-"""The safetensors files of one checkpoint: which tensors they hold, and their bytes, mapped.
+"""The safetensors files of one checkpoint: which tensors they hold, and what is in them.
 
 All headers are read and checked when a checkpoint is opened; the data is mapped into memory when
 it is first asked for, and given back piece by piece, so that a checkpoint of any size takes a few
-pages. Names are those of the checkpoint; what they mean is not known here.
+pages. The scales of FP8 tensors go with their tensors and are no tensors to anybody else.
 """
 
 from __future__ import annotations
 
-import contextlib
-import mmap
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
 from dotscli.models.json_file import Values, read_object, shown
-from dotscli.quantize.safetensors_header import Entry, read_header
+from dotscli.models.tensors import Sizes, TensorSpec, naming_of, tensor_specs
+from dotscli.quantize.decode import decode
+from dotscli.quantize.fp8 import apply_scales, widen
+from dotscli.quantize.fp8_layout import Scales, paired
+from dotscli.quantize.mapped import MappedFiles
+from dotscli.quantize.safetensors_header import ShardTensor, read_header
+from dotscli.quantize.sources import check_sources
+from dotscli.quantize.types import type_named
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARDS = 10_000
-_WINDOW_NBYTES = 1 << 16  # what Linux maps around a fault (fault_around_bytes)
-
-
-@dataclass(frozen=True)
-class ShardTensor:
-    """Where one tensor lies: its file and the checked entry of that file's header."""
-
-    path: Path
-    entry: Entry
+_OUTPUTS = (".gguf", ".part", ".journal")  # what may lie beside a checkpoint and be replaced
 
 
 @dataclass
@@ -38,24 +37,26 @@ class Shards:
     """The tensors of one checkpoint, read-only. Safe to use from several threads.
 
     Attributes:
-        folder: the checkpoint.
+        origin: the checkpoint's folder.
         paths: the shard files in the order of their names.
-        tensors: name -> where it lies.
+        tensors: name -> where it lies, without scales.
+        scales: those of the FP8 tensors, by the name of these.
     """
 
-    folder: Path
+    origin: Path
     paths: tuple[Path, ...]
     tensors: dict[str, ShardTensor]
-    _maps: dict[Path, mmap.mmap] = field(default_factory=dict)
-    _lock: Lock = field(default_factory=Lock)
+    scales: dict[str, Scales] = field(default_factory=dict)
+    _files: MappedFiles = field(default_factory=MappedFiles)
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
-        """Read and check every header of the checkpoint.
+        """Read and check every header of the checkpoint, and how config.json says FP8 is scaled.
 
         Raises:
             DotsError: no safetensors, an index that names a missing shard or one outside the
-                folder, a header that does not fit its file, or an index and headers that disagree.
+                folder, a header that does not fit its file, an index and headers that disagree, or
+                FP8 tensors whose scales are not there.
         """
         index, single = folder / INDEX, folder / SINGLE
         if not folder.is_dir():
@@ -66,7 +67,7 @@ class Shards:
                 hint="move one of them away",
             )
         if single.exists():
-            return cls(folder, (single,), _collect([single]))
+            return cls(folder, (single,), *paired(folder, _collect([single])))
         if not index.exists():
             raise DotsError(
                 f"{folder} holds neither {INDEX} nor {SINGLE}",
@@ -88,7 +89,7 @@ class Shards:
         for name, tensor in tensors.items():
             if name not in weight_map:
                 raise DotsError(f"{tensor.path} holds {name}, which {index.name} does not name")
-        return cls(folder, tuple(paths), tensors)
+        return cls(folder, tuple(paths), *paired(folder, tensors))
 
     def __contains__(self, name: str) -> bool:
         return name in self.tensors
@@ -110,57 +111,84 @@ class Shards:
         """Bytes of all tensors."""
         return sum(tensor.entry.nbytes for tensor in self.tensors.values())
 
+    @property
+    def inputs(self) -> tuple[Path, ...]:
+        """Every file of the folder that is no output, and the shards, wherever they lie."""
+        own = (path for path in self.origin.iterdir() if path.suffix not in _OUTPUTS)
+        return (*self.paths, *own)
+
+    def specs(self, model: Sizes) -> tuple[TensorSpec, ...]:
+        """Every tensor of the model, with its sources here.
+
+        Raises:
+            DotsError: tensors missing, superfluous, of a wrong shape or dtype, five of them named.
+        """
+        specs = tensor_specs(model, naming_of(self.names()))
+        entries = {name: tensor.entry for name, tensor in self.tensors.items()}
+        check_sources(self.origin, specs, entries, self.scales)
+        return specs
+
+    def row_nbytes(self, name: str) -> int:
+        """Bytes of one row."""
+        entry = self.tensors[name].entry
+        return entry.nbytes // int(np.prod(entry.shape[:-1]))
+
     def view(self, name: str, start: int, nbytes: int) -> memoryview:
         """Bytes start .. start + nbytes of a tensor, without a copy.
 
         Raises DotsError if the file became shorter since it was opened.
         """
-        tensor = self.tensors[name]
-        if not 0 <= start <= start + nbytes <= tensor.entry.nbytes:
-            raise ValueError(f"{name}: {start}+{nbytes} of {tensor.entry.nbytes} bytes")
-        first = tensor.entry.start + start
-        mapped = self._map(tensor.path)
-        if first + nbytes > len(mapped):
-            raise DotsError(f"{tensor.path} became shorter while it was being read")
-        return memoryview(mapped)[first : first + nbytes]
+        return self._view(name, self.tensors[name], start, nbytes)
+
+    def floats(self, name: str, start: int, nbytes: int) -> NDArray[np.float32]:
+        """The weights in these bytes, whole rows; see `dotscli.quantize.weights`."""
+        scales, entry = self.scales.get(name), self.tensors[name].entry
+        with self.view(name, start, nbytes) as view:
+            if scales is None:
+                return decode(view, type_named(entry.dtype))
+            floats = widen(view, entry.dtype).reshape(-1, entry.shape[-1])
+        first = start // entry.shape[-1]
+        apply_scales(floats, self._scales(scales, first, len(floats)), scales.grid, first)
+        return floats.reshape(-1)
 
     def give_back(self, name: str, start: int, nbytes: int) -> None:
-        """Tell the kernel that these bytes are done with, so that they stop counting as ours.
-
-        Whole windows go, neighbours' bytes in them too: the next `view` of those maps the page
-        cache again. Less would not do, because a fault maps the pages around it, so that a
-        neighbour's first access brings back the end of this range.
-        """
-        if not hasattr(mmap, "MADV_DONTNEED"):
-            return
+        """These bytes are done with; see `dotscli.quantize.mapped`."""
         tensor = self.tensors[name]
-        at = tensor.entry.start + start
-        first = at // _WINDOW_NBYTES * _WINDOW_NBYTES
-        end = -(-(at + nbytes) // _WINDOW_NBYTES) * _WINDOW_NBYTES
-        mapped = self._map(tensor.path)
-        mapped.madvise(mmap.MADV_DONTNEED, first, min(end, len(mapped)) - first)
+        self._files.give_back(tensor.path, tensor.entry.start + start, nbytes)
+
+    def places(self, name: str) -> tuple[tuple[Path, str], ...]:
+        """The shard and header entry of a tensor, and those of its scales."""
+        scales = self.scales.get(name)
+        tensors = (self.tensors[name], *((scales.tensor,) if scales else ()))
+        return tuple((tensor.path, f"{tensor.entry}") for tensor in tensors)
 
     def close(self) -> None:
-        """Unmap the files; one that still has views goes when the last of them does."""
-        with self._lock:
-            for mapped in self._maps.values():
-                with contextlib.suppress(BufferError):
-                    mapped.close()
-            self._maps.clear()
+        """Unmap the files."""
+        self._files.close()
 
-    def _map(self, path: Path) -> mmap.mmap:
-        with self._lock:
-            mapped = self._maps.get(path)
-            if mapped is None:
-                try:
-                    with path.open("rb") as file:
-                        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                except OSError as error:
-                    raise DotsError(f"{path} can't be mapped: {error.strerror}") from None
-                if hasattr(mmap, "MADV_SEQUENTIAL"):
-                    mapped.madvise(mmap.MADV_SEQUENTIAL)
-                self._maps[path] = mapped
-            return mapped
+    def _view(self, name: str, tensor: ShardTensor, start: int, nbytes: int) -> memoryview:
+        if not 0 <= start <= start + nbytes <= tensor.entry.nbytes:
+            raise ValueError(f"{name}: {start}+{nbytes} of {tensor.entry.nbytes} bytes")
+        return self._files.view(tensor.path, tensor.entry.start + start, nbytes)
+
+    def _scales(self, scales: Scales, first_row: int, n_rows: int) -> NDArray[np.float32]:
+        """The scales of some rows, (blocks down, blocks across); DotsError if one can't be."""
+        entry, grid = scales.tensor.entry, scales.grid
+        first = first_row // grid.rows
+        n_down = (first_row + n_rows - 1) // grid.rows - first + 1
+        n_across = entry.shape[1] if len(entry.shape) > 1 else 1
+        row = entry.nbytes // int(np.prod(entry.shape, dtype=int)) * n_across
+        with self._view(scales.name, scales.tensor, first * row, n_down * row) as view:
+            values = decode(view, type_named(entry.dtype)).reshape(n_down, n_across)
+        bad = ~(np.isfinite(values) & (values > 0))
+        if bad.any():
+            down, across = (int(place[0]) for place in np.nonzero(bad))
+            raise DotsError(
+                f"{scales.tensor.path}: {scales.name} holds {values[down, across]:g} in row "
+                f"{first + down}, column {across}; scales are finite and positive",
+                hint="the checkpoint is damaged; download the shard again",
+            )
+        return values
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -112,7 +112,6 @@ def test_missing_key_is_an_error_and_never_a_default(key: str) -> None:
         ("eos_token_id", 320),
         ("eos_token_id", [276, -1]),
         ("bos_token_id", "276"),
-        ("quantization_config", {"quant_method": "fp8"}),
         ("rope_scaling", {"type": "yarn", "factor": 4}),
         ("rope_parameters", {"rope_type": "linear", "rope_theta": 1e7, "factor": 2}),
         ("rope_parameters", {"rope_theta": 1e7, "partial_rotary_factor": 0.5}),

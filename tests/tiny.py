@@ -186,7 +186,10 @@ def fused(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def encode(values: np.ndarray, dtype: str) -> bytes:
-    """float32 -> the bytes of a safetensors dtype; BF16 rounds to nearest even, as torch does."""
+    """float32 -> the bytes of a safetensors dtype; BF16 rounds to nearest even, as torch does.
+
+    Of FP8 the values are the codes.
+    """
     if dtype == "F32":
         return values.astype("<f4").tobytes()
     if dtype == "F16":
@@ -194,6 +197,8 @@ def encode(values: np.ndarray, dtype: str) -> bytes:
     if dtype == "BF16":
         bits = values.astype("<f4").view("<u4")
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype("<u2").tobytes()
+    if dtype in ("F8_E4M3", "F8_E5M2"):
+        return values.astype("u1").tobytes()
     if dtype == "F64":
         return values.astype("<f8").tobytes()
     raise ValueError(dtype)
