@@ -64,9 +64,31 @@ def inspect(
     context: typer.Context,
     path: Annotated[Path, typer.Argument(help="Checkpoint folder, GGUF or importance matrix.")],
     output: OutputFlags,
+    experts: Annotated[
+        bool, typer.Option("--experts", help="Maps of its experts: how used, how exact.")
+    ] = False,
+    heat: Annotated[
+        Path | None,
+        typer.Option("--heat", metavar="FILE", help="Use from this heat file or imatrix."),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", metavar="FILE.json", help="Errors from dots quantize --report."),
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Draw the maps there as well: .svg or .png."),
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
     json: Json = False,
 ) -> None:
     """Say what a checkpoint, GGUF or imatrix holds."""
+    terminal = terminal_of(context, output)
+    if experts or heat or report or plot:
+        from dotscli.expert_report import inspect_experts
+
+        inspect_experts(terminal, path, heat, report, plot, force, json)
+        return
     from dotscli.report import inspect
 
-    inspect(terminal_of(context, output), path, json)
+    inspect(terminal, path, json)

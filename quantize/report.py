@@ -135,6 +135,11 @@ def _as_json(
     }
 
 
+def is_report(path: Path) -> bool:
+    """Whether a JSON file is a report, of this format or another; DotsError if it is no JSON."""
+    return "tensors" in read_object(path, MAX_FILE_NBYTES)
+
+
 def read_report(path: Path) -> tuple[TensorErrors, ...]:
     """The tensors of a report.
 

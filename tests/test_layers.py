@@ -21,6 +21,7 @@ DOORS = {
     "rich": ("dotscli/terminal.py", "dotscli/render.py"),
     "jinja2": ("models/sandbox.py",),
     "prompt_toolkit": ("dotscli/editor.py",),
+    "matplotlib": ("dotscli/expert_plot.py",),
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "torch", "transformers")
 
