@@ -66,6 +66,7 @@ for command in (
     commands_run.chat,
     commands_run.plan,
     commands_files.inspect,
+    commands_run.worker,
     commands_run.doctor,
 ):
     app.command()(command)

@@ -1,4 +1,4 @@
-"""The commands about running a model: prompt, chat, plan, doctor.
+"""The commands about running a model: prompt, chat, plan, worker, doctor.
 
 Each parses, calls and returns, as `dotscli.commands_files` does.
 """
@@ -20,6 +20,7 @@ from dotscli.options import (
     SamplingFlags,
 )
 from dotscli.options_output import OutputFlags, terminal_of
+from dotscli.options_worker import WorkerFlags
 
 
 @grouped
@@ -77,6 +78,16 @@ def plan(
     from dotscli.planning import plan
 
     plan(terminal_of(context, output), model, flags, json)
+
+
+@grouped
+def worker(
+    context: typer.Context, output: OutputFlags, flags: WorkerFlags, json: Json = False
+) -> None:
+    """Offer this machine's devices to others, who use them with --rpc."""
+    from dotscli.working import worker
+
+    worker(terminal_of(context, output), flags, json)
 
 
 @grouped

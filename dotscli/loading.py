@@ -99,13 +99,15 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
 
 
 def open_engine(terminal: Terminal, path: Path, options: EngineOptions) -> Engine:
-    """Load a model, with progress on stderr.
+    """Load a model, with progress on stderr. An abort in llama.cpp is one line from here on.
 
     Raises:
         DotsError: the file can't be used; llama.cpp's reason is in it.
     """
-    from dotscli.engine import Engine
+    from dotscli.engine import Engine, say_at_abort
 
+    if terminal.environ.get("DOTS_DEBUG") != "1":  # who looks for the cause wants it to crash
+        say_at_abort(lambda error: terminal.last_words(error.message, error.hint))
     if options.verbose:  # its log is progress enough
         return Engine.load(path, options, on_log=terminal.note)
     with terminal.progress(f"loading {path.name}", 1.0) as progress:

@@ -101,8 +101,13 @@ class Progress:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.erase()
+
+    def erase(self) -> None:
+        """Takes a line that is redrawn away; harmless when done twice."""
         if self._drawn and self._redraw:
             self._write("\r\x1b[K")
+            self._drawn = False
 
     def update(self, done: float) -> None:
         """Tell how much is done, in the unit of `total`; writes now and then."""

@@ -12,11 +12,12 @@ import os
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
+from dotscli.descriptors import open_closed, to_nowhere
 from dotscli.errors import DotsError
 from dotscli.progress import NoProgress, Progress
 from dotscli.text import COLOUR, aligned, printable
@@ -52,11 +53,13 @@ class Terminal:
         self.stderr_is_tty = stderr.isatty()
         self._at_line_start = True
         self._echoes = True
+        self._shown: Progress = NoProgress()
+        self._give_keys_back: Callable[[], None] = lambda: None
 
     @classmethod
     def system(cls) -> Terminal:
         """The process's own streams: UTF-8 whatever the locale, newlines as they are."""
-        _open_closed_descriptors()
+        open_closed()
         for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, None)):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
@@ -108,13 +111,17 @@ class Terminal:
             self.stdout.flush()
         except OSError as error:
             # What is still buffered would fail again when Python closes the stream.
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, self.stdout.fileno())
-            os.close(null)
+            to_nowhere(self.stdout.fileno())
             if isinstance(error, BrokenPipeError):
                 raise
             reason = error.strerror or str(error)
             raise DotsError(f"the output can't be written: {reason}") from error
+
+    def shut_out_c(self) -> None:
+        """Moves the answer to a descriptor of its own: what C libraries print goes nowhere."""
+        descriptor = self.stdout.fileno()
+        self.stdout = os.fdopen(os.dup(descriptor), "w", encoding="utf-8", newline="")
+        to_nowhere(descriptor)
 
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
@@ -171,6 +178,12 @@ class Terminal:
         if hint:
             self._say(f"hint: {' '.join(hint.split())}", "36")
 
+    def last_words(self, message: str, hint: str = "") -> None:
+        """The error with which the process ends on the spot, its context managers left open."""
+        self._shown.erase()
+        self._give_keys_back()
+        self.error(message, hint)
+
     def _say(self, text: str, style: str) -> None:
         if self.stdout_is_tty and self.stderr_is_tty:
             self.end_line()  # both are one screen: never in the middle of the answer's line
@@ -190,7 +203,10 @@ class Terminal:
             self.stderr.flush()
 
         redraw = self.stderr_is_tty and not self.is_dumb
-        return Progress(label, total, unit, write=write, redraw=redraw, width=lambda: self.width)
+        self._shown = Progress(
+            label, total, unit, write=write, redraw=redraw, width=lambda: self.width
+        )
+        return self._shown
 
     # -- stdin --------------------------------------------------------------------------------
 
@@ -247,11 +263,13 @@ class Terminal:
         changed[3] &= ~(termios.ICANON | termios.ECHO)
         termios.tcsetattr(descriptor, termios.TCSANOW, changed)
         self._echoes = False
+
+        self._give_keys_back = lambda: termios.tcsetattr(descriptor, termios.TCSANOW, before)
         try:
             yield
         finally:
             self._echoes = True
-            termios.tcsetattr(descriptor, termios.TCSANOW, before)
+            self._give_keys_back()
 
     def decode(self, data: bytes, origin: str) -> str:
         """Text from bytes; invalid UTF-8 is replaced, with a warning.
@@ -277,18 +295,3 @@ class Terminal:
         except OSError as error:
             raise DotsError(f"{path} can't be read: {error.strerror or error}") from error
         return self.decode(data, str(path))
-
-
-def _open_closed_descriptors() -> None:
-    """Put /dev/null where a standard stream was closed.
-
-    Otherwise the next file that is opened, the model say, becomes descriptor 1 or 2 and gets what
-    C libraries print.
-    """
-    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(descriptor, mode, encoding="utf-8", closefd=False))

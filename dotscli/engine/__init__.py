@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dotscli.engine.cpu import caveats
 from dotscli.engine.devices import Device, devices
+from dotscli.engine.ending import say_at_abort
 from dotscli.engine.grammar import json_schema_grammar
 from dotscli.engine.lib import versions
 from dotscli.engine.model import Engine
@@ -23,5 +24,6 @@ __all__ = [
     "devices",
     "has_rpc",
     "json_schema_grammar",
+    "say_at_abort",
     "versions",
 ]

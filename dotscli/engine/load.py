@@ -45,6 +45,7 @@ class Loaded:
     kept: list[Any]
     hot: HotExperts | None = None
     hot_off: str = ""
+    workers: tuple[str, ...] = ()
 
     def free(self) -> None:
         """Gives everything back to llama.cpp; harmless when done twice."""
@@ -108,7 +109,7 @@ def _loaded(
     on_progress: Callable[[float], None] | None,
     warn: Callable[[str], None],
 ) -> Loaded:
-    loaded = Loaded(None, None, 0, [])
+    loaded = Loaded(None, None, 0, [], workers=options.rpc)
     if choice is not None:
         loaded.hot = _hot(choice, warn)
     first, second = _halves(on_progress) if loaded.hot else (on_progress, None)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from dotscli.engine.cpu import caveats
 from dotscli.engine.decode import Decoder
+from dotscli.engine.ending import waiting_for
 from dotscli.engine.generate import Answer, Limits
 from dotscli.engine.lib import llama
 from dotscli.engine.load import Loaded, load
@@ -86,7 +87,8 @@ class Engine:
         if on_log is not None and options.verbose:
             for caveat in caveats():
                 on_log(caveat)
-        loaded = load(gguf, options, on_progress, warn=on_log or (lambda _line: None))
+        with waiting_for(options.rpc):
+            loaded = load(gguf, options, on_progress, warn=on_log or (lambda _line: None))
         metadata = {
             key: str(value)
             for key, value in gguf.metadata.items()
@@ -142,7 +144,7 @@ class Engine:
         )
         self._end_answer()
         self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text, self.hot)
-        self._pieces = self._answer.pieces(on_prefill)
+        self._pieces = self._waited_for(self._answer.pieces(on_prefill))
         return self._pieces
 
     @property
@@ -154,7 +156,8 @@ class Engine:
         """Logits after each of the tokens, evaluated from an empty cache: float32 (n, n_vocab)."""
         self._end_answer()
         self._check_prompt(list(tokens))
-        return self._decoder.logits(tokens)
+        with waiting_for(self._loaded.workers):
+            return self._decoder.logits(tokens)
 
     def forget(self) -> None:
         """Empties the cache: the next prompt is evaluated from its first token."""
@@ -166,7 +169,8 @@ class Engine:
         """Frees model and context; harmless when done twice."""
         self._end_answer()
         log().listener = None
-        self._loaded.free()
+        with waiting_for(self._loaded.workers):
+            self._loaded.free()
 
     def __enter__(self) -> Engine:
         return self
@@ -189,6 +193,10 @@ class Engine:
         if self._pieces is not None:
             self._pieces.close()
             self._pieces = None
+
+    def _waited_for(self, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+        with waiting_for(self._loaded.workers):
+            yield from pieces
 
     def _check_open(self) -> None:
         if not self._loaded.context:

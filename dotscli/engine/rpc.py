@@ -1,96 +1,88 @@
 """Devices of other machines, through llama.cpp's RPC backend.
 
-llama.cpp aborts the process when the other side is no worker or one of another version, and waits
-for ever when it says nothing. So the greeting is exchanged here first, with a time limit: command
-14, 24 bytes of capabilities out, version and capabilities back (ggml-rpc.cpp, RPC_CMD_HELLO).
-A worker that goes away later still takes the process with it.
+A worker has one client at a time, so the connection is kept from the first moment to the end of the
+process. One that is lost takes the process with it, since llama.cpp aborts: `lost_worker` says
+which it was.
 """
 
 from __future__ import annotations
 
 import ctypes
-import re
-import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from dotscli.engine.lib import ggml, llama
+from dotscli.engine.connections import SILENCE_S, Address, is_connected, limit_waits
+from dotscli.engine.lib import ggml
+from dotscli.engine.rpc_greeting import START_HINT, greet, parse_address
 from dotscli.errors import DotsError
 
 POINTER = ctypes.c_void_p
-BUILD_HINT = 'build llama-cpp-python with CMAKE_ARGS="-DGGML_RPC=on"'
-START_HINT = "start one there with: dots worker"
-TIMEOUT_S = 5.0
-HELLO, CAPABILITIES = 14, 24  # RPC_CMD_HELLO, RPC_CONN_CAPS_SIZE
-_ANSWER = struct.Struct(f"<QBBBB{CAPABILITIES}s")  # size, major, minor, patch, -, capabilities
-_added: set[str] = set()
+BUILD_HINT = (
+    'build it: CMAKE_ARGS="-DGGML_RPC=on" pip install --force-reinstall --no-cache-dir --no-deps '
+    "llama-cpp-python"
+)
+_workers: dict[str, Address] = {}
 
 
 def has_rpc() -> bool:
-    """Whether this build can use the devices of other machines."""
+    """Whether this build can use the devices of other machines, and offer its own."""
     return bool(_registry())
+
+
+def rpc_function(name: str) -> int:
+    """The address of a function of the RPC backend.
+
+    Raises:
+        DotsError: llama.cpp was built without it.
+    """
+    registry = _registry()
+    find = ggml("ggml_backend_reg_get_proc_address", POINTER, POINTER, ctypes.c_char_p)
+    address = find(registry, name.encode()) if registry else None
+    if not address:
+        raise DotsError("llama-cpp-python was built without RPC", hint=BUILD_HINT)
+    return int(address)
 
 
 def add_rpc(endpoints: Sequence[str]) -> None:
     """Makes the devices of the workers at HOST:PORT known to this process.
 
     Raises:
-        DotsError: llama.cpp was built without RPC, or no worker that fits answers.
+        DotsError: llama.cpp was built without RPC, an address is none, or no worker that fits
+            answers there.
     """
-    for endpoint in endpoints:
-        if endpoint in _added:
-            continue
-        _greet(endpoint)
-        registry = _registry()
-        if not registry:
-            raise DotsError("this build of llama.cpp has no RPC backend", hint=BUILD_HINT)
-        find = ggml("ggml_backend_reg_get_proc_address", POINTER, POINTER, ctypes.c_char_p)
-        address = find(registry, b"ggml_backend_rpc_add_server")
-        if not address:
-            raise DotsError("this build's RPC backend cannot add workers", hint=BUILD_HINT)
-        server = ctypes.CFUNCTYPE(POINTER, ctypes.c_char_p)(address)(endpoint.encode())
+    new = [endpoint for endpoint in dict.fromkeys(endpoints) if endpoint not in _workers]
+    for endpoint in new:
+        parse_address(endpoint)  # all of them, before the first waits for an answer
+    for endpoint in new:
+        add_server = rpc_function("ggml_backend_rpc_add_server")
+        address = greet(endpoint)
+        server = ctypes.CFUNCTYPE(POINTER, ctypes.c_char_p)(add_server)(_numeric(address))
         if not server:
             raise DotsError(f"the worker at {endpoint} offers no devices", hint=START_HINT)
+        _keep_connection(server)
+        limit_waits(address, silence_s=SILENCE_S)
         ggml("ggml_backend_register", None, POINTER)(server)
-        _added.add(endpoint)
+        _workers[endpoint] = address
+
+
+def lost_worker() -> DotsError:
+    """What to say when llama.cpp has given up on a worker, or waits for one in vain."""
+    gone = [endpoint for endpoint, address in _workers.items() if not is_connected(address)]
+    who = "the worker" if len(gone or _workers) == 1 else "one of the workers"
+    names = ", ".join(gone or _workers)
+    what = "has gone away" if gone else "does not answer, or not as a worker should"
+    return DotsError(f"{who} at {names} {what}", hint=f"look there for the reason; {START_HINT}")
+
+
+def _keep_connection(server: Any) -> None:
+    """A backend that nobody uses: llama.cpp hangs up when the last one is gone."""
+    device = ggml("ggml_backend_reg_dev_get", POINTER, POINTER, ctypes.c_size_t)(server, 0)
+    ggml("ggml_backend_dev_init", POINTER, POINTER, ctypes.c_char_p)(device, None)
+
+
+def _numeric(address: Address) -> bytes:
+    return f"{address[0]}:{address[1]}".encode()
 
 
 def _registry() -> Any:
     return ggml("ggml_backend_reg_by_name", POINTER, ctypes.c_char_p)(b"RPC")
-
-
-def _greet(endpoint: str) -> None:
-    """Sees that a worker with this build's protocol answers there."""
-    import socket
-
-    host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
-        raise DotsError(f"--rpc is {endpoint!r}", hint="give HOST:PORT", exit_status=2)
-    try:
-        with socket.create_connection((host, int(port)), TIMEOUT_S) as connection:
-            connection.sendall(struct.pack("<BQ", HELLO, CAPABILITIES) + bytes(CAPABILITIES))
-            answer = b""
-            while len(answer) < _ANSWER.size and (part := connection.recv(_ANSWER.size)):
-                answer += part
-    except OSError as error:
-        raise DotsError(f"no worker answers at {endpoint}: {error}", hint=START_HINT) from error
-    if len(answer) != _ANSWER.size or _ANSWER.unpack(answer)[0] != _ANSWER.size - 8:
-        raise DotsError(f"what answers at {endpoint} is no llama.cpp worker", hint=START_HINT)
-    major, ours = answer[8], _protocol()
-    if ours is not None and major != ours:
-        raise DotsError(
-            f"the worker at {endpoint} speaks version {major} of the RPC protocol, not {ours}",
-            hint="install the same version of llama-cpp-python on both machines",
-        )
-
-
-def _protocol() -> int | None:
-    """Version of this build's protocol, which only its installed header tells."""
-    header = Path(llama().__file__).parents[1] / "include" / "ggml-rpc.h"
-    try:
-        text = header.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(r"#define RPC_PROTO_MAJOR_VERSION\s+(\d+)", text)
-    return int(found[1]) if found else None
