@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -102,14 +102,8 @@ def gguf_name(hf_name: str) -> str:
     return f"{NAMES[stem]}.{suffix}"
 
 
-def write_model(
-    path: Path, up: Type = Type.Q8_0, down: Type | None = None, *, seed: int = 0, **sizes: object
-) -> Path:
-    """Write a model whose routed experts have the types `up` (gate too) and `down`."""
-    cfg = tiny.config(**sizes)  # type: ignore[arg-type]  # checked by config itself
-    tensors = tiny.weights(cfg, seed)
-    prefixes = sorted({n.split(".experts.")[0] for n in tensors if ".mlp.experts." in n})
-    n_experts = int(str(cfg["n_routed_experts"]))
+def header(path: Path, cfg: Mapping[str, object]) -> gguf.GGUFWriter:
+    """A writer that has the metadata of a model; its tensors come next. The text is nonsense."""
     writer = gguf.GGUFWriter(path, "dots1")
     writer.add_block_count(int(str(cfg["num_hidden_layers"])))
     writer.add_context_length(int(str(cfg["max_position_embeddings"])))
@@ -121,7 +115,7 @@ def write_model(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(1e7)
     writer.add_vocab_size(int(str(cfg["vocab_size"])))
-    writer.add_expert_count(n_experts)
+    writer.add_expert_count(int(str(cfg["n_routed_experts"])))
     writer.add_expert_used_count(int(str(cfg["num_experts_per_tok"])))
     writer.add_expert_shared_count(int(str(cfg["n_shared_experts"])))
     writer.add_leading_dense_block_count(int(str(cfg["first_k_dense_replace"])))
@@ -139,6 +133,18 @@ def write_model(
     writer.add_token_merges(list(tiny.MERGES))
     writer.add_eos_token_id(276)
     writer.add_add_bos_token(False)
+    return writer
+
+
+def write_model(
+    path: Path, up: Type = Type.Q8_0, down: Type | None = None, *, seed: int = 0, **sizes: object
+) -> Path:
+    """Write a model whose routed experts have the types `up` (gate too) and `down`."""
+    cfg = tiny.config(**sizes)  # type: ignore[arg-type]  # checked by config itself
+    tensors = tiny.weights(cfg, seed)
+    prefixes = sorted({n.split(".experts.")[0] for n in tensors if ".mlp.experts." in n})
+    n_experts = int(str(cfg["n_routed_experts"]))
+    writer = header(path, cfg)
     for name, values in tensors.items():
         if ".mlp.experts." not in name:
             writer.add_tensor(gguf_name(name), values)

@@ -1,0 +1,134 @@
+"""bench/gpu.py without a GPU: every step but the build on a model of 14 MB; what it decides."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import gpu_build
+import gpu_check
+import gpu_measure
+import numpy as np
+import pytest
+from gpu_model import REAL, TINY, Routing, fitting, plan, write_model
+
+from dotscli.hot.budget import file_cost
+from dotscli.models.check import check_dots1
+from dotscli.models.gguf_file import read_gguf
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_every_step_runs_and_is_done_afterwards(tmp_path: Path) -> None:
+    command = [
+        sys.executable, str(ROOT / "bench" / "gpu.py"), "all", "--device", "CPU", "--size", "tiny",
+        "--installed", "--threads", "1", "--budgets", "50", "--work", str(tmp_path),
+    ]  # fmt: skip
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(tmp_path / "data")}
+    first = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert first.returncode == 0, first.stderr
+    text = (tmp_path / "gpu.md").read_text()
+    for side in ("no expert on the device", "stock, whole layers", "hot, static", "hot, adaptive"):
+        assert side in text
+    assert "not measured" not in text
+    assert "NO" not in text  # all sides compute what the CPU computes
+    runs = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
+    assert [run["key"] for run in runs] == [
+        "0/0/none",
+        "0/50/stock",
+        "0/50/static",
+        "0/50/adaptive",
+    ]
+    assert all(run["hot"]["resident_experts"] == 80 for run in runs[2:])
+    command[2] = "status"
+    status = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+    assert status.count("| yes |") == 4  # a report is written anew each time
+
+
+def test_a_run_that_was_cut_off_goes_on(tmp_path: Path) -> None:
+    kept = tmp_path / "runs.jsonl"
+    kept.write_text('{"key": "0/0/none", "process_s": 1}\n{"key": "0/10/st')
+    assert list(gpu_measure.results_of(kept)) == ["0/0/none"]
+
+
+def test_stock_gets_the_memory_of_the_hot_experts(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_model(path, TINY, Routing())
+    cost = file_cost(read_gguf(path))
+    for percent in gpu_measure.BUDGETS:
+        found = gpu_measure.placement(cost, 512, percent)
+        assert found.dense_on_device
+        assert found.device.experts <= cost.experts_nbytes * percent / 100
+        assert found.device.experts > cost.experts_nbytes * percent / 100 - 2 * 69120
+        on_device = 6 - found.engine_options(hot=False).n_cpu_moe  # whole layers, rounded down
+        assert on_device == 5 * percent // 100
+
+
+def test_the_model_is_what_quantize_would_write(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    write_model(path, TINY, Routing())
+    found = read_gguf(path)
+    check_dots1(found)
+    wanted = [(t.name, t.type.name, t.nbytes) for t in plan(TINY)]
+    assert [(t.name, t.type_name.upper(), t.nbytes) for t in found.tensors] == wanted
+
+
+@pytest.mark.parametrize("gigabytes", [20, 40, 60])
+def test_a_model_has_as_many_layers_as_fit(gigabytes: int) -> None:
+    def nbytes(n_layers: int) -> int:
+        return sum(t.nbytes for t in plan(replace(REAL, layers=n_layers)))
+
+    n_layers = fitting(REAL, gigabytes * 10**9).layers
+    assert nbytes(n_layers) <= gigabytes * 10**9 < nbytes(n_layers + 2)
+
+
+def test_a_stream_stays_in_its_topic() -> None:
+    stays = [
+        np.mean(np.diff(np.array(Routing(memory=memory).stream(2000, 4096, seed=0)) % 32) == 0)
+        for memory in (0.0, 0.95)
+    ]
+    assert stays[0] < 0.1
+    assert stays[1] > 0.9
+
+
+def test_logits_that_differ_are_found() -> None:
+    random = np.random.default_rng(0)
+    logits = random.standard_normal((100, 50)).astype(np.float32)
+    assert gpu_check.compare("nano", "same", logits, logits).good
+    assert gpu_check.compare("nano", "close", logits, logits + 1e-4).good
+    assert not gpu_check.compare("nano", "other", logits, logits[::-1]).good
+    assert not gpu_check.compare("synthetic", "nan", logits, np.full_like(logits, np.nan)).good
+
+
+def test_a_cuda_without_cublas_takes_it_from_its_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toolkit, package = tmp_path / "cuda", tmp_path / "site" / "nvidia" / "cu13"
+    for folder in (toolkit / "bin", toolkit / "include", package / "include", package / "lib"):
+        folder.mkdir(parents=True)
+    (toolkit / "bin" / "nvcc").touch(0o755)
+    for name in ("include/cublas_v2.h", "lib/libcublas.so.13", "lib/libcublasLt.so.13"):
+        (package / name).touch()
+    monkeypatch.setattr(gpu_build, "_toolkit", lambda: [toolkit / "bin"])
+    monkeypatch.setattr(gpu_build, "DRIVER_FOLDERS", ())
+    monkeypatch.setenv("LD_LIBRARY_PATH", "")
+    monkeypatch.setattr(sys, "path", [])
+    with pytest.raises(SystemExit, match="nvidia-cublas"):
+        gpu_build.cuda_options("90")
+    monkeypatch.setattr(sys, "path", [str(tmp_path / "site")])
+    options = gpu_build.cuda_options("90")
+    assert "-DCMAKE_CUDA_ARCHITECTURES=90" in options
+    assert f"-DCUDA_cublas_LIBRARY={package / 'lib' / 'libcublas.so.13'}" in options
+    assert "-DGGML_CUDA_NO_VMM=on" in options  # no driver to link with
+
+
+def test_what_takes_too_long_is_stopped(tmp_path: Path) -> None:
+    trace = tmp_path / "stopped"
+    script = f"trap 'touch {trace}; exit 130' INT; sleep 30 & wait"
+    assert not gpu_build.run_until(["bash", "-c", script], dict(os.environ), 0.0)
+    assert trace.exists()
+    assert gpu_build.run_until(["true"], dict(os.environ), 0.0)
