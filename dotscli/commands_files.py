@@ -20,12 +20,12 @@ from dotscli.options_quantize import QuantizeFlags
 @grouped
 def quantize(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(help="Folder with config.json and safetensors.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Folder with safetensors, or a GGUF.")],
     output: OutputFlags,
     flags: QuantizeFlags,
     json: Json = False,
 ) -> None:
-    """Make a GGUF from a safetensors checkpoint, in one pass."""
+    """Make a GGUF from a checkpoint or another GGUF, in one pass."""
     from dotscli.quantizing import quantize
 
     quantize(terminal_of(context, output), checkpoint, flags, json)

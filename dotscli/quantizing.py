@@ -6,6 +6,7 @@ gets the path of the finished file, or the plan that --dry-run asks for.
 
 from __future__ import annotations
 
+import re
 import shlex
 import time
 from pathlib import Path
@@ -26,8 +27,12 @@ if TYPE_CHECKING:
 
 def output_path(checkpoint: Path, flags: QuantizeFlags) -> Path:
     """Where the GGUF goes: -o, or NAME-TYPE.gguf in the current folder."""
-    folder = checkpoint.resolve()
-    name = f"{(folder.parent if folder.is_file() else folder).name}-{flags.type.lower()}.gguf"
+    if checkpoint.suffix == ".gguf":
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", checkpoint.stem)
+    else:
+        folder = checkpoint.resolve()
+        stem = (folder.parent if folder.is_file() else folder).name
+    name = f"{stem}-{flags.type.lower()}.gguf"
     if flags.out is None:
         return Path(name)
     if flags.out.is_dir():

@@ -33,13 +33,13 @@ class KeyValue:
     """One key of a GGUF.
 
     Attributes:
-        kind: u16, u32, i32, f32, bool, str, arr[str], arr[i32] or arr[u64].
-        value: int, float, bool, str or a tuple of str or int, as `kind` says.
+        kind: u16, i32, f32, bool, str ..., or arr[...] of one of these.
+        value: int, float, bool, str or a tuple of one of these, as `kind` says.
     """
 
     key: str
     kind: str
-    value: int | float | str | tuple[str, ...] | tuple[int, ...]
+    value: int | float | str | tuple[str, ...] | tuple[float, ...]
 
 
 def metadata(model: Dots1, vocab: Vocab, folder: Path, file_type: int) -> tuple[KeyValue, ...]:

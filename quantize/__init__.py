@@ -1,4 +1,4 @@
-"""One streaming pass from a safetensors checkpoint to a GGUF file.
+"""One streaming pass from a safetensors checkpoint, or from another GGUF, to a GGUF file.
 
 `quantize_checkpoint` is the one call; `plan_checkpoint` says what it would write. Importing this
 package costs nothing: what does the work is imported when it is called.
@@ -38,7 +38,8 @@ def quantize_checkpoint(
     call goes on with them, and a call with another input or recipe starts anew and says so.
 
     Args:
-        folder: holds config.json, tokenizer.json and the safetensors.
+        folder: holds config.json, tokenizer.json and the safetensors; or a GGUF, or the first file
+            of a split one.
         out: the GGUF; out.part and out.part.journal are used meanwhile.
         type: a preset of `dotscli.quantize.presets.PRESETS`.
         tensor_types: overrides REGEX=TYPE, the first that matches wins.
@@ -72,7 +73,7 @@ def plan_checkpoint(
     tensor_types: Sequence[str] = (),
     imatrix: Path | None = None,
 ) -> Plan:
-    """What `quantize_checkpoint` would write; folder may hold config.json alone, or be that file.
+    """What `quantize_checkpoint` would write; config.json alone, or its folder, is enough.
 
     Raises:
         DotsError: whatever is wrong with the input or the options.

@@ -15,15 +15,14 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
-from dotscli.models.dots1 import Dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
 from dotscli.quantize.encoder import Encoder
 from dotscli.quantize.error import ErrorAndPower, relative_error
 from dotscli.quantize.importance import load_importance
+from dotscli.quantize.inputs import Input, open_input
 from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
 from dotscli.quantize.plan import Plan, TensorPlan
 from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.shards import Shards
 from dotscli.quantize.types import TYPES
 from dotscli.quantize.verify import check_names, read_at
 from dotscli.quantize.workers import default_threads, in_order
@@ -68,7 +67,7 @@ AgainstEvent = Comparing | Compared | MatrixError
 
 def compare(
     path: Path,
-    folder: Path,
+    origin: Path,
     names: Sequence[str] = (),
     imatrix: Path | None = None,
     threads: int = 0,
@@ -76,6 +75,7 @@ def compare(
     """Compare a GGUF with what quantizing its checkpoint gives.
 
     Args:
+        origin: the checkpoint, or the GGUF, that it was made from.
         names: only these tensors; none is all.
         imatrix: the importance matrix that the file was made with.
 
@@ -97,24 +97,24 @@ def compare(
         for file in map(read_one, gguf.shards)
         for tensor in file.tensors
     }
-    shards = Shards.open(folder)
+    given = open_input(origin)
     try:
         found = {
             tensor.name: tensor for tensor in gguf.tensors if not names or tensor.name in names
         }
-        plan = _plan(path, found, Dots1.load(folder), shards)
-        encoder = Encoder(plan, shards, importance, JOB_WEIGHTS)
-        work = list(jobs(plan, shards, JOB_WEIGHTS))
+        plan = _plan(path, found, given)
+        encoder = Encoder(plan, given.weights, importance, JOB_WEIGHTS)
+        work = list(jobs(plan, given.weights, JOB_WEIGHTS))
         yield Comparing(len(plan.tensors), sum(job.nbytes for job in work))
         yield from _results(encoder, work, places, threads or default_threads())
     finally:
-        shards.close()
+        given.weights.close()
 
 
-def _plan(path: Path, found: dict[str, GgufTensor], model: Dots1, shards: Shards) -> Plan:
-    """The tensors of the file, with the sources that the checkpoint has for them."""
+def _plan(path: Path, found: dict[str, GgufTensor], given: Input) -> Plan:
+    """The tensors of the file, with the sources that the input has for them."""
     tensors = []
-    for spec in shards.specs(model):
+    for spec in given.weights.specs(given.model):
         tensor = found.pop(spec.name, None)
         if tensor is None:
             continue
@@ -122,13 +122,15 @@ def _plan(path: Path, found: dict[str, GgufTensor], model: Dots1, shards: Shards
         if tensor.shape != spec.shape[::-1] or kind is None:
             raise DotsError(
                 f"{path}: {spec.name} is {list(tensor.shape)} as {tensor.type_name}, the "
-                f"checkpoint {shards.origin} makes {list(spec.shape[::-1])}",
+                f"input {given.weights.origin} makes {list(spec.shape[::-1])}",
                 hint="the file is of another model, or in a type that dots does not write",
             )
         tensors.append(TensorPlan(spec, kind, tensor.nbytes, 0))
     if found:
-        raise DotsError(f"{path} holds {next(iter(found))}, which {shards.origin} does not have")
-    return Plan(model, Recipe.preset("f32"), tuple(tensors))
+        raise DotsError(
+            f"{path} holds {next(iter(found))}, which {given.weights.origin} does not have"
+        )
+    return Plan(given.model, Recipe.preset("f32"), tuple(tensors))
 
 
 def _results(

@@ -1,4 +1,4 @@
-"""Puts the parts together for one checkpoint: read everything, plan, convert.
+"""Puts the parts together for one input: read everything, plan, convert.
 
 The only module of quantize/ that knows all others; it holds no rule of its own.
 """
@@ -11,20 +11,18 @@ from typing import TYPE_CHECKING
 
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
-from dotscli.models.metadata import metadata
-from dotscli.models.vocab import Vocab
 from dotscli.quantize.convert import DEFAULT_MAX_MEMORY, Event, convert
 from dotscli.quantize.fp8_layout import fp8_layout
+from dotscli.quantize.inputs import open_input
 from dotscli.quantize.plan import Plan, plan
 from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.shards import Shards
 
 if TYPE_CHECKING:
     from dotscli.quantize.importance import ImportanceMatrix
 
 
 def quantize(
-    folder: Path,
+    path: Path,
     out: Path,
     type: str,
     tensor_types: tuple[str, ...],
@@ -40,20 +38,18 @@ def quantize(
     if threads < 0:
         raise DotsError(f"--threads {threads} is no number of threads", hint="0 takes every core")
     recipe = Recipe.preset(type, tensor_types)
-    model = Dots1.load(folder)
-    shards = Shards.open(folder)
+    given = open_input(path)
     try:
         importance = _load_importance(imatrix)
-        decided = plan(model, shards, recipe, importance is not None)
-        vocab = Vocab.load(folder, model)
-        keys = metadata(model, vocab, folder, recipe.file_type)
-        warnings = (*decided.warnings, *vocab.warnings)
+        decided = plan(given.model, given.weights, recipe, importance is not None)
+        keys, warnings = given.keys(recipe.file_type)
+        warnings = (*decided.warnings, *warnings)
         if importance is not None:
             warnings += importance.check(tensor.spec for tensor in decided.tensors)
             keys += importance.keys()
         yield from convert(
             decided,
-            shards,
+            given.weights,
             keys,
             out,
             threads=threads,
@@ -67,22 +63,23 @@ def quantize(
             warnings=warnings,
         )
     finally:
-        shards.close()
+        given.weights.close()
 
 
-def plan_only(folder: Path, type: str, tensor_types: tuple[str, ...], imatrix: Path | None) -> Plan:
+def plan_only(path: Path, type: str, tensor_types: tuple[str, ...], imatrix: Path | None) -> Plan:
     """See `dotscli.quantize.plan_checkpoint`."""
     recipe = Recipe.preset(type, tensor_types)
-    if folder.is_file():
-        if folder.name != "config.json":
-            raise DotsError(f"{folder} is no checkpoint folder", hint="give its folder")
-        folder = folder.parent
-    model = Dots1.load(folder)
+    if path.name == "config.json":
+        path = path.parent
     importance = _load_importance(imatrix)
-    fp8_layout(folder)  # refuses what is quantized in another way, weights or none
     # A folder without weights is planned from its config; with some, they must be complete.
-    shards = Shards.open(folder) if any(folder.glob("*.safetensors")) else None
-    decided = plan(model, shards, recipe, importance is not None)
+    if path.is_file() or any(path.glob("*.safetensors")):
+        given = open_input(path)
+        decided = plan(given.model, given.weights, recipe, importance is not None)
+    else:
+        model = Dots1.load(path)
+        fp8_layout(path)  # refuses what is quantized in another way
+        decided = plan(model, None, recipe, importance is not None)
     if importance is not None:
         importance.check(tensor.spec for tensor in decided.tensors)
     return decided

@@ -163,6 +163,10 @@ class Codec:
                 self._quantize(piece, dtype, n_columns, kind, target, importance)
         return n_rows * row_nbytes
 
+    def valid(self, rows: NDArray[np.uint8], kind: TensorType) -> bool:
+        """Whether the library takes rows of a type for sound: no scale is infinite, say."""
+        return bool(self._lib.ggml_validate_row_data(kind.id, rows.ctypes.data, rows.size))
+
     def _check(self, bits: Bits, dtype: str, kind: TensorType, at: int) -> None:
         """Floats compare like their bits, sign apart: the largest of each sign tells."""
         infinity = _DTYPES[dtype][1]
@@ -209,7 +213,5 @@ class Codec:
             made = self._lib.ggml_quantize_chunk(
                 kind.id, floats.ctypes.data, target.ctypes.data, 0, n_rows, n_columns, weights
             )
-        if made != target.size or not self._lib.ggml_validate_row_data(
-            kind.id, target.ctypes.data, made
-        ):
+        if made != target.size or not self.valid(target, kind):
             raise DotsError(f"llama.cpp made an invalid block of type {kind}")

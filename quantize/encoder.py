@@ -53,6 +53,9 @@ class Encoder:
         """
         tensor = self.plan.tensors[job.tensor]
         out = self._buffer(job.out_nbytes)
+        if tensor.type.quantized and self.source.dtype(job.source) == tensor.type.name:
+            self._copy(job, out)
+            return out[: job.out_nbytes].data
         columns = self._columns(job)
         for rows, data, dtype in self._pieces(job):
             try:
@@ -88,6 +91,20 @@ class Encoder:
         if self._importance is None:
             return None
         return self._importance.row(self.plan.tensors[job.tensor].name, job.expert)
+
+    def _copy(self, job: Job, out: NDArray[np.uint8]) -> None:
+        """A tensor that is stored as the output wants it; quantized again, it would change."""
+        with self.source.view(job.source, job.start, job.nbytes) as view:
+            out[: job.out_nbytes] = np.frombuffer(view, np.uint8)
+        kind = self.plan.tensors[job.tensor].type
+        if not self._local.codec.valid(out[: job.out_nbytes], kind):
+            path, _ = self.source.places(job.source)[0]
+            raise DotsError(
+                f"{path}: {job.source} holds an invalid block of type {kind} in row "
+                f"{job.first_row} or one of those after it (expert {job.expert})",
+                hint="the input is damaged; download or make it again",
+            )
+        self.source.give_back(job.source, job.start, job.nbytes)
 
     def _pieces(self, job: Job) -> Iterator[tuple[slice, memoryview, str]]:
         """The job as the codec reads it: where it goes in the output, bytes, dtype.

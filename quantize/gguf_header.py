@@ -11,17 +11,14 @@ import struct
 from collections.abc import Sequence
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, VALUE_NAMES
 from dotscli.models.json_file import shown
 from dotscli.models.metadata import KeyValue
 from dotscli.quantize.plan import TensorPlan, aligned
 
 VERSION = 3
-_STRING, _ARRAY = 8, 9
-# kind -> (gguf_type, struct format)
-_SCALARS = {
-    "u16": (2, "<H"), "u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "bool": (7, "<?"),
-    "u64": (10, "<Q"),
-}  # fmt: skip
+# kind -> (gguf_type, struct)
+_SCALARS = {VALUE_NAMES[number]: (number, layout) for number, layout in SCALARS.items()}
 
 
 def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> bytes:
@@ -55,11 +52,11 @@ def tensor_info(name: str, sizes: Sequence[int], type_id: int, offset: int) -> b
 def _value(key: KeyValue) -> bytes:
     try:
         if key.kind == "str":
-            return struct.pack("<I", _STRING) + _string(str(key.value))
+            return struct.pack("<I", STRING) + _string(str(key.value))
         if key.kind.startswith("arr["):
-            return struct.pack("<I", _ARRAY) + _array(key)
+            return struct.pack("<I", ARRAY) + _array(key)
         number, layout = _SCALARS[key.kind]
-        return struct.pack("<I", number) + struct.pack(layout, key.value)
+        return struct.pack("<I", number) + layout.pack(key.value)
     except (struct.error, OverflowError, UnicodeEncodeError) as error:
         raise DotsError(f"{key.key}: {shown(key.value)} does not fit {key.kind}: {error}") from None
 
@@ -70,10 +67,10 @@ def _array(key: KeyValue) -> bytes:
     kind = key.kind[4:-1]
     if kind == "str":
         strings = b"".join(_string(str(value)) for value in values)
-        return struct.pack("<IQ", _STRING, len(values)) + strings
+        return struct.pack("<IQ", STRING, len(values)) + strings
     number, layout = _SCALARS[kind]
     return struct.pack("<IQ", number, len(values)) + struct.pack(
-        f"<{len(values)}{layout[1]}", *values
+        f"<{len(values)}{layout.format[1:]}", *values
     )
 
 

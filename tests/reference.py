@@ -33,6 +33,7 @@ def quantize(
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = threads
     params.ftype = file_type
+    params.allow_requantize = True
     kept = []  # what the C side points to must stay alive during the call
     if importance is not None:
         rows = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
