@@ -42,8 +42,16 @@ class QuantizeFlags:
         ),
     ] = None
     imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF).")
+        Path | None,
+        typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF or .dat)."),
     ] = None
+    blend: Annotated[
+        bool,
+        typer.Option(
+            "--blend/--no-blend",
+            help="Experts that saw few tokens there: helped by their layer, or as llama-quantize.",
+        ),
+    ] = True
     threads: Annotated[
         int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
     ] = 0

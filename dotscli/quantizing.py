@@ -83,6 +83,7 @@ def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: b
         force=flags.force,
         restart=flags.restart,
         split_max_size=flags.split_max_size,
+        blend=flags.blend,
         report=flags.report,
     )
     try:

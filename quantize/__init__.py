@@ -30,6 +30,7 @@ def quantize_checkpoint(
     restart: bool = False,
     split_max_size: int | None = None,
     report: Path | None = None,
+    blend: bool = True,
 ) -> Iterator[Event]:
     """Quantize a checkpoint into a GGUF, or go on where an interrupted run stopped.
 
@@ -43,13 +44,15 @@ def quantize_checkpoint(
         out: the GGUF; out.part and out.part.journal are used meanwhile.
         type: a preset of `dotscli.quantize.presets.PRESETS`.
         tensor_types: overrides REGEX=TYPE, the first that matches wins.
-        imatrix: importance matrix in llama.cpp's GGUF form.
+        imatrix: importance matrix in llama.cpp's GGUF or .dat form.
         threads: 0 takes every core. max_memory: bytes, None is 4 GiB.
         force: replace an existing file.
         restart: throw away what an interrupted run has left.
         split_max_size: bytes; a larger output becomes several files, named after out as llama.cpp
             expects them.
         report: a JSON file for the relative error of every matrix, measured on the way.
+        blend: weight the columns of experts that saw few tokens with their layer's statistics too;
+            without it the importance matrix is used as llama-quantize uses it.
 
     Yields:
         The events of `dotscli.quantize.convert`: Started, Resumed after an interruption, Progress,
@@ -62,7 +65,7 @@ def quantize_checkpoint(
 
     return quantize(
         folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force, restart,
-        split_max_size, report,
+        split_max_size, report, blend,
     )  # fmt: skip
 
 

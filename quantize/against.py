@@ -18,7 +18,7 @@ from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
 from dotscli.quantize.encoder import Encoder
 from dotscli.quantize.error import ErrorAndPower, relative_error
-from dotscli.quantize.importance import load_importance
+from dotscli.quantize.importance import THIN_KEY, load_importance
 from dotscli.quantize.inputs import Input, open_input
 from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
 from dotscli.quantize.plan import Plan, TensorPlan
@@ -91,7 +91,10 @@ def compare(
             f"{path} was made with the importance matrix {used}",
             hint="give it with --imatrix; without it, every quantized tensor would differ",
         )
-    importance = load_importance(imatrix) if imatrix is not None else None
+    thin = gguf.metadata.get(THIN_KEY)  # llama-quantize, which writes no such key, blends nothing
+    importance = None
+    if imatrix is not None:
+        importance = load_importance(imatrix, thin if isinstance(thin, int) else 0)
     places = {
         tensor.name: (file.path, file.data_offset + tensor.offset)
         for file in map(read_one, gguf.shards)

@@ -33,6 +33,7 @@ def quantize(
     restart: bool,
     split_max_size: int | None,
     report: Path | None,
+    blend: bool,
 ) -> Iterator[Event]:
     """See `dotscli.quantize.quantize_checkpoint`."""
     if threads < 0:
@@ -40,7 +41,7 @@ def quantize(
     recipe = Recipe.preset(type, tensor_types)
     given = open_input(path)
     try:
-        importance = _load_importance(imatrix)
+        importance = _load_importance(imatrix, blend)
         decided = plan(given.model, given.weights, recipe, importance is not None)
         keys, warnings = given.keys(recipe.file_type)
         warnings = (*decided.warnings, *warnings)
@@ -85,9 +86,9 @@ def plan_only(path: Path, type: str, tensor_types: tuple[str, ...], imatrix: Pat
     return decided
 
 
-def _load_importance(imatrix: Path | None) -> ImportanceMatrix | None:
+def _load_importance(imatrix: Path | None, blend: bool = True) -> ImportanceMatrix | None:
     if imatrix is None:
         return None
-    from dotscli.quantize.importance import load_importance
+    from dotscli.quantize.importance import THIN_TOKENS, load_importance
 
-    return load_importance(imatrix)
+    return load_importance(imatrix, THIN_TOKENS if blend else 0)

@@ -27,17 +27,26 @@ def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> byte
     Raises:
         DotsError: a value that its type can't hold.
     """
-    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(tensors), len(keys))]
+    return header(keys, [_info(tensor) for tensor in tensors])
+
+
+def header(keys: Sequence[KeyValue], infos: Sequence[bytes]) -> bytes:
+    """The same, from lines that `tensor_info` has made."""
+    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(infos), len(keys))]
     for key in keys:
         parts.append(_string(key.key))
         parts.append(_value(key))
-    header = b"".join(parts) + tensor_infos(tensors)
-    return header + bytes(aligned(len(header)) - len(header))
+    unpadded = b"".join([*parts, *infos])
+    return unpadded + bytes(aligned(len(unpadded)) - len(unpadded))
 
 
 def tensor_infos(tensors: Sequence[TensorPlan]) -> bytes:
     """The part of the header that says where every tensor lies."""
-    return b"".join(tensor_info(t.name, t.shape[::-1], t.type.id, t.offset) for t in tensors)
+    return b"".join(_info(tensor) for tensor in tensors)
+
+
+def _info(tensor: TensorPlan) -> bytes:
+    return tensor_info(tensor.name, tensor.shape[::-1], tensor.type.id, tensor.offset)
 
 
 def tensor_info(name: str, sizes: Sequence[int], type_id: int, offset: int) -> bytes:

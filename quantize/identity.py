@@ -18,7 +18,8 @@ from dotscli.quantize.layout import FileLayout
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.weights import Weights
 
-_OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", "split.")
+_BLENDING = "dots.imatrix."
+_OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", _BLENDING, "split.")
 
 
 def identity(
@@ -33,13 +34,14 @@ def identity(
         inputs: further files, i.e. an importance matrix.
     """
     own = [key for key in keys if not key.key.startswith(_OF_THE_RECIPE)]
+    blending = [f"{key}".encode() for key in keys if key.key.startswith(_BLENDING)]
     plan = [
         text for file in files for text in (file.path.name.encode(), tensor_infos(file.tensors))
     ]
     return {
         "the recipe": _hash(plan),
         "config or tokenizer": _hash([gguf_header(own, ())]),
-        "the importance matrix": _hash(_stat(path) for path in inputs),
+        "the importance matrix": _hash([*(_stat(path) for path in inputs), *blending]),
         "llama.cpp": _hash([Path(library()._name).read_bytes()]),
     }
 

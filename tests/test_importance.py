@@ -1,4 +1,6 @@
-"""Importance matrices: read from llama.cpp's GGUF form, and used as llama-quantize uses them."""
+"""Importance matrices: read from llama.cpp's two forms, and used as llama-quantize uses them where
+every expert saw enough; blended where one didn't.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +13,10 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
+from dotscli.quantize.against import MatrixError, compare
 from dotscli.quantize.convert import Started
-from dotscli.quantize.importance import load_importance
+from dotscli.quantize.coverage import LayerCoverage, coverage
+from dotscli.quantize.importance import THIN_TOKENS, ImportanceMatrix, load_importance
 from dotscli.quantize.presets import PRESETS
 from tests import reference, tiny
 from tests.test_quantize import SIZES, assert_same_tensors, make
@@ -21,13 +25,14 @@ Matrix = dict[str, np.ndarray]
 
 
 def measurements(folder: Path, seed: int = 1) -> Matrix:
-    """Sums and counts for every matrix of the layers; experts see different numbers of tokens."""
+    """Sums and counts for every matrix of the layers; experts see different numbers of tokens, all
+    of them enough."""
     rng = np.random.default_rng(seed)
     found = {}
     for spec in Dots1.load(folder).tensors():
         if len(spec.shape) < 2 or spec.layer is None:
             continue
-        counts = rng.integers(20, 4000, (spec.n_experts, 1)).astype(np.float32)
+        counts = rng.integers(THIN_TOKENS, 4000, (spec.n_experts, 1)).astype(np.float32)
         squares = rng.gamma(0.3, 2.0, (spec.n_experts, spec.shape[-1])).astype(np.float32)
         found[spec.name + ".in_sum2"] = (squares + np.float32(1e-3)) * counts
         found[spec.name + ".counts"] = counts
@@ -74,7 +79,6 @@ def test_preset_with_importance_equals_llama_quantize(
     type: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     tensors = measurements(checkpoint)
-    tensors["blk.3.ffn_up_exps.weight.counts"][2] = 0  # an expert that was never used
     bf16 = make(checkpoint, tmp_path / "bf16.gguf", "bf16")
     imatrix = write(tmp_path / "i.gguf", tensors)
     ours = make(checkpoint, tmp_path / "ours.gguf", type, imatrix=imatrix)
@@ -82,6 +86,27 @@ def test_preset_with_importance_equals_llama_quantize(
     importance = as_llama_quantize_divides(tensors)
     reference.quantize(bf16, tmp_path / "theirs.gguf", file_type, importance=importance)
     assert_same_tensors(ours, tmp_path / "theirs.gguf")
+
+
+def test_thin_experts_equal_llama_quantize_without_blending(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    tensors = measurements(checkpoint)
+    tensors["blk.3.ffn_up_exps.weight.counts"][2] = 0  # an expert that was never used
+    tensors["blk.4.ffn_gate_exps.weight.counts"][1] = 3
+    bf16 = make(checkpoint, tmp_path / "bf16.gguf", "bf16")
+    imatrix = write(tmp_path / "i.gguf", tensors)
+    ours = make(checkpoint, tmp_path / "ours.gguf", "iq4_nl", imatrix=imatrix, blend=False)
+    importance = as_llama_quantize_divides(tensors)
+    file_type = next(preset.file_type for preset in PRESETS if preset.name == "iq4_nl")
+    reference.quantize(bf16, tmp_path / "theirs.gguf", file_type, importance=importance)
+    assert_same_tensors(ours, tmp_path / "theirs.gguf")
+    blended = make(checkpoint, tmp_path / "blended.gguf", "iq4_nl", imatrix=imatrix)
+    assert blended.read_bytes() != ours.read_bytes()
+    for path in (ours, blended):  # how it was made is in the file
+        *_, last = compare(path, checkpoint, ["blk.3.ffn_up_exps.weight"], imatrix)
+        assert isinstance(last, MatrixError)
+        assert last.n_different == 0
 
 
 def test_keys_say_where_it_came_from(checkpoint: Path, tmp_path: Path) -> None:
@@ -132,6 +157,69 @@ def test_rows_are_quotients_and_never_zero(checkpoint: Path, tmp_path: Path) -> 
     assert matrix.row("token_embd.weight", 0) is None
 
 
+DOWN = "blk.2.ffn_down_exps.weight"
+GATE = "blk.2.ffn_gate_exps.weight"
+
+
+def thin_matrix(checkpoint: Path, path: Path, count: float) -> tuple[ImportanceMatrix, Matrix]:
+    """Expert 1 of layer 2 saw `count` tokens of its own kind."""
+    tensors = measurements(checkpoint)
+    for name in (GATE, DOWN):
+        tensors[name + ".in_sum2"][1] *= count / tensors[name + ".counts"][1]
+        tensors[name + ".counts"][1] = count
+    return load_importance(write(path, tensors)), tensors
+
+
+@pytest.mark.parametrize("count", [1, 16, 128, 255])
+def test_a_thin_expert_is_blended_with_its_layer(
+    count: int, checkpoint: Path, tmp_path: Path
+) -> None:
+    matrix, tensors = thin_matrix(checkpoint, tmp_path / "i.gguf", count)
+    assert matrix.thin(GATE).tolist() == [1]
+    for name, full in ((GATE, 16), (DOWN, 4)):
+        sums, counts = tensors[name + ".in_sum2"].astype(np.float64), tensors[name + ".counts"]
+        own = sums[1] / count
+        prior = sums.sum(axis=0) if name == GATE else np.ones_like(own)
+        prior *= own.mean() / prior.mean()
+        k = full * (1 - count / THIN_TOKENS)
+        row = matrix.row(name, 1)
+        assert row is not None
+        np.testing.assert_allclose(row, (count * own + k * prior) / (count + k), rtol=1e-5)
+        other = matrix.row(name, 0)
+        assert other is not None
+        assert (other == tensors[name + ".in_sum2"][0] / counts[0]).all()
+
+
+def test_an_unseen_expert_takes_its_layers_mean_and_down_none(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    matrix, tensors = thin_matrix(checkpoint, tmp_path / "i.gguf", 0)
+    mean = tensors[GATE + ".in_sum2"].sum(axis=0) / tensors[GATE + ".counts"].sum()
+    gate, down = matrix.row(GATE, 1), matrix.row(DOWN, 1)
+    assert gate is not None
+    assert down is not None
+    np.testing.assert_allclose(gate, mean, rtol=1e-5)
+    assert (down == 1).all()
+
+
+def test_nothing_jumps_where_an_expert_stops_being_thin(checkpoint: Path, tmp_path: Path) -> None:
+    matrix, _ = thin_matrix(checkpoint, tmp_path / "i.gguf", THIN_TOKENS - 1)
+    plain = load_importance(tmp_path / "i.gguf", thin_tokens=0)
+    for name in (GATE, DOWN):
+        blended, measured = matrix.row(name, 1), plain.row(name, 1)
+        assert blended is not None
+        np.testing.assert_allclose(blended, measured, rtol=2e-3, atol=2e-3 * blended.mean())
+
+
+def test_coverage_names_the_thin_experts(checkpoint: Path, tmp_path: Path) -> None:
+    matrix, tensors = thin_matrix(checkpoint, tmp_path / "i.gguf", 5)
+    layers = {layer.layer: layer for layer in coverage(matrix)}
+    assert sorted(layers) == list(range(1, 8))
+    counts = tensors[DOWN + ".counts"].ravel()
+    assert layers[2] == LayerCoverage(2, 4, 4, 5, int(np.median(counts)), (1,))
+    assert not layers[3].thin
+
+
 def _set(name: str, value: object) -> Callable[[Matrix], None]:
     def change(tensors: Matrix) -> None:
         tensors[name][..., 0] = value
@@ -149,7 +237,6 @@ def _replace(name: str, values: np.ndarray | None) -> Callable[[Matrix], None]:
     return change
 
 
-DOWN = "blk.2.ffn_down_exps.weight"
 ZEROS = np.zeros((4, 96), np.float32)
 
 
