@@ -62,6 +62,7 @@ def start(
 for command in (
     commands_files.quantize,
     commands_files.verify,
+    commands_files.calibrate,
     commands_run.prompt,
     commands_run.chat,
     commands_run.plan,

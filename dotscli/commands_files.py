@@ -1,4 +1,4 @@
-"""The commands about files: quantize, verify, inspect.
+"""The commands about files: quantize, verify, calibrate, inspect.
 
 Each parses, calls and returns. A body imports what it needs when it runs, so that `dots --help`
 answers at once.
@@ -12,7 +12,8 @@ from typing import Annotated
 import typer
 
 from dotscli.grouping import grouped
-from dotscli.options import Json
+from dotscli.options import Json, PlacementFlags
+from dotscli.options_calibrate import CalibrateFlags
 from dotscli.options_output import OutputFlags, terminal_of
 from dotscli.options_quantize import QuantizeFlags
 
@@ -57,6 +58,23 @@ def verify(
 
     terminal = terminal_of(context, output)
     raise typer.Exit(verify(terminal, gguf, against, tensor or (), imatrix, threads, json))
+
+
+@grouped
+def calibrate(
+    context: typer.Context,
+    model: Annotated[
+        str, typer.Argument(help="GGUF file; the closer to the checkpoint the better.")
+    ],
+    output: OutputFlags,
+    flags: CalibrateFlags,
+    placement: PlacementFlags,
+    json: Json = False,
+) -> None:
+    """Run a model over text and write an importance matrix, with counts per expert."""
+    from dotscli.calibrating import calibrate
+
+    calibrate(terminal_of(context, output), model, flags, placement, json)
 
 
 @grouped

@@ -25,7 +25,7 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
             parameters.append(parameter.replace(annotation=hints[name]))
             continue
         kind = groups[name]
-        options = inspect.get_annotations(kind, eval_str=True)
+        options = _annotations(kind)
         parameters += [
             inspect.Parameter(
                 field.name,
@@ -47,6 +47,14 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     with_groups.__signature__ = inspect.Signature(ordered)  # type: ignore[attr-defined]  # typer reads it
     with_groups.__annotations__ = {p.name: p.annotation for p in ordered}
     return with_groups
+
+
+def _annotations(kind: type) -> dict[str, Any]:
+    """Those of a group and of the groups it extends."""
+    found: dict[str, Any] = {}
+    for base in reversed(kind.__mro__):
+        found |= inspect.get_annotations(base, eval_str=True)
+    return found
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -22,6 +22,7 @@ from dotscli.tint import Tint
 
 if TYPE_CHECKING:
     from dotscli.engine import Engine, EngineOptions, HotOptions
+    from dotscli.engine.collect import Collector
 
 # llama.cpp's keys for what a model's makers recommend (llama-arch.cpp, general.sampling.*).
 METADATA_KEYS = {
@@ -98,8 +99,12 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
     )
 
 
-def open_engine(terminal: Terminal, path: Path, options: EngineOptions) -> Engine:
+def open_engine(
+    terminal: Terminal, path: Path, options: EngineOptions, collector: Collector | None = None
+) -> Engine:
     """Load a model, with progress on stderr. An abort in llama.cpp is one line from here on.
+
+    The collector is for calibration.
 
     Raises:
         DotsError: the file can't be used; llama.cpp's reason is in it.
@@ -109,9 +114,9 @@ def open_engine(terminal: Terminal, path: Path, options: EngineOptions) -> Engin
     if terminal.environ.get("DOTS_DEBUG") != "1":  # who looks for the cause wants it to crash
         say_at_abort(lambda error: terminal.last_words(error.message, error.hint))
     if options.verbose:  # its log is progress enough
-        return Engine.load(path, options, on_log=terminal.note)
+        return Engine.load(path, options, on_log=terminal.note, collector=collector)
     with terminal.progress(f"loading {path.name}", 1.0) as progress:
-        return Engine.load(path, options, on_progress=progress.update, on_log=terminal.warn)
+        return Engine.load(path, options, progress.update, terminal.warn, collector)
 
 
 def sampling_for(

@@ -138,15 +138,9 @@ class AnswerFlags:
 
 
 @dataclass(frozen=True)
-class EngineFlags:
-    """Where the model runs; names and values as in llama.cpp."""
+class PlacementFlags:
+    """Where a model runs; names and values as in llama.cpp."""
 
-    ctx_size: Annotated[
-        int,
-        typer.Option(
-            "--ctx-size", "-c", envvar="DOTS_CTX_SIZE", help="Tokens; 0: sized by itself."
-        ),
-    ] = 0
     threads: Annotated[
         int,
         typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: one per physical core."),
@@ -154,9 +148,6 @@ class EngineFlags:
     threads_batch: Annotated[
         int, typer.Option("--threads-batch", "-tb", help="For reading the prompt; 0: as -t.")
     ] = 0
-    batch_size: Annotated[
-        int, typer.Option("--batch-size", "-b", help="Prompt tokens read at once.")
-    ] = 512
     n_gpu_layers: Annotated[
         str,
         typer.Option(
@@ -176,18 +167,36 @@ class EngineFlags:
             "--override-tensor", "-ot", metavar="REGEX=BUFFER", help="Place tensors; repeatable."
         ),
     ] = None
-    cache_type_k: Annotated[
-        str, typer.Option("--cache-type-k", "-ctk", metavar="TYPE", help="f16, q8_0, ...")
-    ] = "f16"
-    cache_type_v: Annotated[
-        str, typer.Option("--cache-type-v", "-ctv", metavar="TYPE", help="f16, q8_0, ...")
-    ] = "f16"
     flash_attn: Annotated[
         str, typer.Option("--flash-attn", "-fa", metavar="WHEN", help="on, off or auto.")
     ] = "auto"
     rpc: Annotated[
         str, typer.Option("--rpc", metavar="HOST:PORT,...", help="Workers to run layers on.")
     ] = ""
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama.cpp logs.")] = (
+        False
+    )
+
+
+@dataclass(frozen=True)
+class EngineFlags(PlacementFlags):
+    """What else is decided about a model that answers."""
+
+    ctx_size: Annotated[
+        int,
+        typer.Option(
+            "--ctx-size", "-c", envvar="DOTS_CTX_SIZE", help="Tokens; 0: sized by itself."
+        ),
+    ] = 0
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", "-b", help="Prompt tokens read at once.")
+    ] = 512
+    cache_type_k: Annotated[
+        str, typer.Option("--cache-type-k", "-ctk", metavar="TYPE", help="f16, q8_0, ...")
+    ] = "f16"
+    cache_type_v: Annotated[
+        str, typer.Option("--cache-type-v", "-ctv", metavar="TYPE", help="f16, q8_0, ...")
+    ] = "f16"
     hot: Annotated[
         str,
         typer.Option(
@@ -206,9 +215,6 @@ class EngineFlags:
     no_adapt: Annotated[
         bool, typer.Option("--no-adapt", help="Exchange none of them while answering.")
     ] = False
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show what llama.cpp logs.")] = (
-        False
-    )
 
 
 @dataclass(frozen=True)

@@ -99,6 +99,21 @@ class Decoder:
         if on_progress is not None:
             on_progress(total, total)
 
+    def evaluate(self, tokens: Sequence[int], before_batch: Callable[[], None]) -> None:
+        """Evaluates tokens with an output for each, as no layer leaves any of them out then.
+
+        The context must have been made for so many outputs.
+
+        Raises:
+            DotsError: llama.cpp fails.
+            KeyboardInterrupt: from the user.
+        """
+        for start in range(0, len(tokens), self._n_batch):
+            before_batch()
+            chunk = tokens[start : start + self._n_batch]
+            self._fill(chunk, n_outputs=len(chunk))
+            self._decode_interruptibly()
+
     def check_output(self) -> None:
         """Looks at all of the last logits; while decoding one of them has to do.
 

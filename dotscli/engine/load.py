@@ -28,6 +28,7 @@ from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
 
 if TYPE_CHECKING:
+    from dotscli.engine.collect import Collector
     from dotscli.engine.hot import HotExperts
 
 MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
@@ -65,6 +66,7 @@ def load(
     options: EngineOptions,
     on_progress: Callable[[float], None] | None,
     warn: Callable[[str], None],
+    collector: Collector | None = None,
 ) -> Loaded:
     """Loads the model of a file that `check_dots1` has passed, and makes its context.
 
@@ -73,6 +75,7 @@ def load(
         options: validated on construction.
         on_progress: gets 0.0 to 1.0 while tensors are read.
         warn: gets a sentence about anything that was not as asked.
+        collector: sees what every node of the context's graphs computes.
 
     Raises:
         DotsError: llama.cpp refused, with its reason as the hint.
@@ -82,7 +85,7 @@ def load(
     add_rpc(options.rpc)
     log().clear()
     options, choice, reason = choose(gguf, options, warn)
-    loaded = _loaded(gguf, options, choice, on_progress, warn)
+    loaded = _loaded(gguf, options, choice, on_progress, warn, collector)
     if choice is not None and loaded.hot:
         try:
             reason = loaded.hot.refusal(loaded.context, _n_vocab(loaded.model))
@@ -93,7 +96,7 @@ def load(
             raise
         if reason:
             loaded.free()
-            loaded = _loaded(gguf, choice.stock, None, on_progress, warn)
+            loaded = _loaded(gguf, choice.stock, None, on_progress, warn, collector)
     loaded.hot_off = reason
     return loaded
 
@@ -108,6 +111,7 @@ def _loaded(
     choice: HotChoice | None,
     on_progress: Callable[[float], None] | None,
     warn: Callable[[str], None],
+    collector: Collector | None,
 ) -> Loaded:
     loaded = Loaded(None, None, 0, [], workers=options.rpc)
     if choice is not None:
@@ -116,7 +120,7 @@ def _loaded(
     try:
         loaded.model = _model(gguf, options, first, loaded)
         loaded.n_ctx = _n_ctx(gguf, options, warn)
-        loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options)
+        loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options, collector)
         if loaded.hot:
             loaded.hot.fill(second)
     except BaseException:
@@ -230,13 +234,18 @@ def _gpu_memory() -> int:
     return sum(device.free_bytes for device in _gpus())
 
 
-def _context(path: Path, model: Any, n_ctx: int, options: EngineOptions) -> Any:
+def _context(
+    path: Path, model: Any, n_ctx: int, options: EngineOptions, collector: Collector | None
+) -> Any:
     api = llama()
     params = api.llama_context_default_params()
     params.n_ctx = -(-n_ctx // 256) * 256  # as llama.cpp rounds, or its batch gets smaller
     params.n_batch = min(options.n_batch, params.n_ctx)
     params.n_ubatch = min(MAX_UBATCH, params.n_batch)
     params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
+    if collector is not None:
+        params.cb_eval = collector.callback
+        params.n_outputs_max = params.n_batch  # the last layer computes only what is put out
     params.n_threads, params.n_threads_batch = options.threads()
     params.type_k = CACHE_TYPES[options.cache_type_k][0]
     params.type_v = CACHE_TYPES[options.cache_type_v][0]

@@ -33,6 +33,8 @@ from dotscli.stream import Piece, Stats, TextStream
 if TYPE_CHECKING:
     import numpy as np
 
+    from dotscli.engine.collect import Collector, Input
+
 
 class Engine:
     """A dots1 GGUF ready to answer. Use it as a context manager, or call `close`."""
@@ -67,6 +69,7 @@ class Engine:
         options: EngineOptions,
         on_progress: Callable[[float], None] | None = None,
         on_log: Callable[[str], None] | None = None,
+        collector: Collector | None = None,
     ) -> Engine:
         """Checks and loads a GGUF, or the first shard of a split one.
 
@@ -75,6 +78,7 @@ class Engine:
             options: validated on construction.
             on_progress: gets 0.0 to 1.0 while the weights are read.
             on_log: gets warnings, and with `options.verbose` every line that llama.cpp logs.
+            collector: for `collect`; everything else becomes slower with one.
 
         Raises:
             DotsError: the file is damaged or is not dots1, or llama.cpp refuses it.
@@ -88,7 +92,7 @@ class Engine:
             for caveat in caveats():
                 on_log(caveat)
         with waiting_for(options.rpc):
-            loaded = load(gguf, options, on_progress, warn=on_log or (lambda _line: None))
+            loaded = load(gguf, options, on_progress, on_log or (lambda _line: None), collector)
         metadata = {
             key: str(value)
             for key, value in gguf.metadata.items()
@@ -158,6 +162,25 @@ class Engine:
         self._check_prompt(list(tokens))
         with waiting_for(self._loaded.workers):
             return self._decoder.logits(tokens)
+
+    def collect(self, tokens: Sequence[int], collector: Collector) -> list[Input]:
+        """Evaluates tokens from an empty cache and says what went into every weight matrix.
+
+        Args:
+            tokens: at most `n_ctx`.
+            collector: the one that the model was loaded with.
+
+        Raises:
+            DotsError: a token outside the vocabulary, llama.cpp fails, or the model computes
+                something that is not finite.
+            KeyboardInterrupt: from the user; what was collected is forgotten.
+        """
+        self.forget()
+        self._check_ids(tokens)
+        collector.forget()
+        with waiting_for(self._loaded.workers):
+            self._decoder.evaluate(tokens, collector.begin)
+        return collector.take()
 
     def forget(self) -> None:
         """Empties the cache: the next prompt is evaluated from its first token."""

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from dotscli.engine.lib import llama
+from dotscli.engine.log import log
 from dotscli.errors import DotsError
 
 MAX_TEXT = 1 << 30  # bytes; llama.cpp counts in int32
@@ -76,3 +81,24 @@ class Vocabulary:
             for token in range(self.n_tokens)
             if is_control(self.handle, token) and not self.is_end(token)
         ]
+
+
+@contextmanager
+def vocabulary_of(path: Path) -> Iterator[Vocabulary]:
+    """The vocabulary of a GGUF that `check_dots1` has passed; no weight is read.
+
+    Raises:
+        DotsError: llama.cpp refuses the file, with its reason as the hint.
+    """
+    api = llama()
+    log().clear()
+    params = api.llama_model_default_params()
+    params.vocab_only = True
+    model = api.llama_model_load_from_file(os.fsencode(path), params)
+    if not model:
+        said = "; ".join(log().complaints())
+        raise DotsError(f"{path}: llama.cpp does not read its vocabulary", hint=f"it says: {said}")
+    try:
+        yield Vocabulary(api.llama_model_get_vocab(model))
+    finally:
+        api.llama_model_free(model)
