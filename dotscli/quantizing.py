@@ -9,20 +9,29 @@ from __future__ import annotations
 import re
 import shlex
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from dotscli.errors import DotsError
+from dotscli.fit_view import COLUMNS as FIT_COLUMNS
+from dotscli.fit_view import RIGHT as FIT_RIGHT
+from dotscli.fit_view import fit_json, fit_rows
 from dotscli.options_quantize import QuantizeFlags
 from dotscli.progress import Progress as Shown
 from dotscli.progress import closed, format_bytes, format_seconds
-from dotscli.quantize import plan_checkpoint, quantize_checkpoint
+from dotscli.quantize import DEFAULT_TYPE, plan_steps, quantize_checkpoint
 from dotscli.quantize.writer import part_of
 from dotscli.tally import COLUMNS, RIGHT, Stored, table_rows, tally
 from dotscli.terminal import Terminal
 
 if TYPE_CHECKING:
-    from dotscli.quantize.convert import Event
+    from collections.abc import Generator
+
+    from dotscli.quantize.checkpoint import Event
+    from dotscli.quantize.fit import Fit
+    from dotscli.quantize.measure import Measuring
+    from dotscli.quantize.plan import Plan
 
 
 def output_path(checkpoint: Path, flags: QuantizeFlags) -> Path:
@@ -32,7 +41,9 @@ def output_path(checkpoint: Path, flags: QuantizeFlags) -> Path:
     else:
         folder = checkpoint.resolve()
         stem = (folder.parent if folder.is_file() else folder).name
-    name = f"{stem}-{flags.type.lower()}.gguf"
+    budget = flags.budget()
+    kind = budget.name if budget else Path(flags.type or DEFAULT_TYPE).stem.lower()
+    name = f"{stem}-{kind}.gguf"
     if flags.out is None:
         return Path(name)
     if flags.out.is_dir():
@@ -42,14 +53,24 @@ def output_path(checkpoint: Path, flags: QuantizeFlags) -> Path:
 
 def show_plan(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: bool) -> None:
     """--dry-run: what would be written, on stdout."""
-    plan = plan_checkpoint(
-        checkpoint, flags.type, tensor_types=flags.tensor_type or (), imatrix=flags.imatrix
+    steps = plan_steps(
+        checkpoint,
+        flags.type or DEFAULT_TYPE,
+        tensor_types=flags.tensor_type or (),
+        imatrix=flags.imatrix,
+        budget=flags.budget(),
+        split_max_size=flags.split_max_size,
+        threads=flags.threads,
     )
+    plan, fit = _followed(terminal, steps)
     for warning in plan.warnings:
         terminal.warn(warning)
     if json:
-        terminal.json(plan.as_json())
+        terminal.json(plan.as_json() | ({"groups": fit_json(fit)} if fit else {}))
         return
+    if fit:
+        terminal.table(FIT_COLUMNS, fit_rows(fit), FIT_RIGHT)
+        terminal.write("\n")
     stored = [
         Stored(tensor.name, tensor.type.name, tensor.nbytes, tensor.spec.n_elements)
         for tensor in plan.tensors
@@ -59,6 +80,26 @@ def show_plan(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: 
         f"\n{len(plan.tensors)} tensors, {format_bytes(plan.total_bytes)}, {plan.bpw:.2f} bits per "
         f"weight. Nothing was written.\n"
     )
+
+
+def _followed(
+    terminal: Terminal, steps: Generator[Measuring | Fit, None, Plan]
+) -> tuple[Plan, Fit | None]:
+    """The plan, and what a budget has chosen; with the progress of the measuring."""
+    from dotscli.quantize.fit import Fit
+
+    fit = None
+    with closed(steps), terminal.progress("measuring", 1, "B") as progress:
+        while True:
+            try:
+                step = next(steps)
+            except StopIteration as end:
+                return end.value, fit
+            if isinstance(step, Fit):
+                fit = step
+            else:
+                progress.total = step.total_nbytes
+                progress.update(step.done_nbytes)
 
 
 def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: bool) -> None:
@@ -75,7 +116,7 @@ def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: b
     events = quantize_checkpoint(
         checkpoint,
         output_path(checkpoint, flags),
-        flags.type,
+        flags.type or DEFAULT_TYPE,
         tensor_types=flags.tensor_type or (),
         imatrix=flags.imatrix,
         threads=flags.threads,
@@ -85,6 +126,7 @@ def quantize(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: b
         split_max_size=flags.split_max_size,
         blend=flags.blend,
         report=flags.report,
+        budget=flags.budget(),
     )
     try:
         with closed(events), terminal.progress("quantizing", 1, "B") as progress:
@@ -137,8 +179,20 @@ class _Run:
     def follow(self, event: Event, terminal: Terminal, progress: Shown) -> None:
         """Note it, and show what a person wants to see at once."""
         from dotscli.quantize.convert import Finished, Progress, Resumed, Started, TensorDone
+        from dotscli.quantize.fit import Fit
+        from dotscli.quantize.measure import Measuring
 
         match event:
+            case Measuring():
+                progress.label, progress.total = "measuring", event.total_nbytes
+                progress.update(event.done_nbytes)
+            case Fit():
+                progress.label = "quantizing"
+                progress.start_over()
+                types = Counter(decision.type.name for decision in event.decisions)
+                terminal.note(
+                    "chosen: " + ", ".join(f"{name} x{n}" for name, n in types.most_common())
+                )
             case Started():
                 self.path, self.source_nbytes = event.path, event.source_nbytes
                 progress.total = event.source_nbytes

@@ -1,17 +1,21 @@
 """One streaming pass from a safetensors checkpoint, or from another GGUF, to a GGUF file.
 
-`quantize_checkpoint` is the one call; `plan_checkpoint` says what it would write. Importing this
+`quantize_checkpoint` is the one call; `plan_checkpoint` says what it would write, and `plan_steps`
+how far it is with a budget's plan. Importing this
 package costs nothing: what does the work is imported when it is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dotscli.quantize.convert import Event
+    from dotscli.quantize.budget import Budget
+    from dotscli.quantize.checkpoint import Event
+    from dotscli.quantize.fit import Fit
+    from dotscli.quantize.measure import Measuring
     from dotscli.quantize.plan import Plan
 
 DEFAULT_TYPE = "q4"
@@ -31,6 +35,7 @@ def quantize_checkpoint(
     split_max_size: int | None = None,
     report: Path | None = None,
     blend: bool = True,
+    budget: Budget | None = None,
 ) -> Iterator[Event]:
     """Quantize a checkpoint into a GGUF, or go on where an interrupted run stopped.
 
@@ -42,7 +47,7 @@ def quantize_checkpoint(
         folder: holds config.json, tokenizer.json and the safetensors; or a GGUF, or the first file
             of a split one.
         out: the GGUF; out.part and out.part.journal are used meanwhile.
-        type: a preset of `dotscli.quantize.presets.PRESETS`.
+        type: a preset of `dotscli.quantize.presets.PRESETS`, or a GGUF whose types are taken.
         tensor_types: overrides REGEX=TYPE, the first that matches wins.
         imatrix: importance matrix in llama.cpp's GGUF or .dat form.
         threads: 0 takes every core. max_memory: bytes, None is 4 GiB.
@@ -53,9 +58,12 @@ def quantize_checkpoint(
         report: a JSON file for the relative error of every matrix, measured on the way.
         blend: weight the columns of experts that saw few tokens with their layer's statistics too;
             without it the importance matrix is used as llama-quantize uses it.
+        budget: choose the type of every tensor so that the output has at most this; type is
+            not looked at then, tensor_types are.
 
     Yields:
-        The events of `dotscli.quantize.convert`: Started, Resumed after an interruption, Progress,
+        With a budget Measuring and Fit of `dotscli.quantize.decide`, then
+        the events of `dotscli.quantize.convert`: Started, Resumed after an interruption, Progress,
         TensorDone, Finished.
 
     Raises:
@@ -65,7 +73,7 @@ def quantize_checkpoint(
 
     return quantize(
         folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force, restart,
-        split_max_size, report, blend,
+        split_max_size, report, blend, budget,
     )  # fmt: skip
 
 
@@ -81,6 +89,30 @@ def plan_checkpoint(
     Raises:
         DotsError: whatever is wrong with the input or the options.
     """
-    from dotscli.quantize.checkpoint import plan_only
+    steps = plan_steps(folder, type, tensor_types=tensor_types, imatrix=imatrix)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            plan: Plan = end.value
+            return plan
 
-    return plan_only(folder, type, tuple(tensor_types), imatrix)
+
+def plan_steps(
+    folder: Path,
+    type: str = DEFAULT_TYPE,
+    *,
+    tensor_types: Sequence[str] = (),
+    imatrix: Path | None = None,
+    budget: Budget | None = None,
+    split_max_size: int | None = None,
+    threads: int = 0,
+) -> Generator[Measuring | Fit, None, Plan]:
+    """The same, returned in the end; with a budget the weights must be there and are measured.
+
+    Raises:
+        DotsError: whatever is wrong with the input or the options.
+    """
+    from dotscli.quantize.checkpoint import plan_steps
+
+    return plan_steps(folder, type, tuple(tensor_types), imatrix, budget, split_max_size, threads)

@@ -1,24 +1,34 @@
-"""Puts the parts together for one input: read everything, plan, convert.
+"""Puts the parts together for one input: read everything, decide, plan, convert.
 
 The only module of quantize/ that knows all others; it holds no rule of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
-from dotscli.quantize.convert import DEFAULT_MAX_MEMORY, Event, convert
+from dotscli.quantize.budget import Budget
+from dotscli.quantize.convert import DEFAULT_MAX_MEMORY, convert
+from dotscli.quantize.convert import Event as Converting
+from dotscli.quantize.decide import decide
+from dotscli.quantize.fit import Fit
 from dotscli.quantize.fp8_layout import fp8_layout
 from dotscli.quantize.inputs import open_input
+from dotscli.quantize.listed import preset_of_gguf
+from dotscli.quantize.measure import Measuring
 from dotscli.quantize.plan import Plan, plan
-from dotscli.quantize.recipe import Recipe
+from dotscli.quantize.recipe import Override, Recipe
 
 if TYPE_CHECKING:
     from dotscli.quantize.importance import ImportanceMatrix
+
+Event = Measuring | Fit | Converting
+
+_PLANNED = Path("planned.gguf")  # a plan has no file; only names of split files are made of it
 
 
 def quantize(
@@ -34,14 +44,19 @@ def quantize(
     split_max_size: int | None,
     report: Path | None,
     blend: bool,
+    budget: Budget | None,
 ) -> Iterator[Event]:
     """See `dotscli.quantize.quantize_checkpoint`."""
     if threads < 0:
         raise DotsError(f"--threads {threads} is no number of threads", hint="0 takes every core")
-    recipe = Recipe.preset(type, tensor_types)
+    recipe = _recipe(type, tensor_types)
     given = open_input(path)
     try:
         importance = _load_importance(imatrix, blend)
+        if budget is not None:
+            recipe = yield from decide(
+                given, recipe, budget, importance, out, split_max_size, threads
+            )
         decided = plan(given.model, given.weights, recipe, importance is not None)
         keys, warnings = given.keys(recipe.file_type)
         warnings = (*decided.warnings, *warnings)
@@ -67,16 +82,33 @@ def quantize(
         given.weights.close()
 
 
-def plan_only(path: Path, type: str, tensor_types: tuple[str, ...], imatrix: Path | None) -> Plan:
-    """See `dotscli.quantize.plan_checkpoint`."""
-    recipe = Recipe.preset(type, tensor_types)
+def plan_steps(
+    path: Path,
+    type: str,
+    tensor_types: tuple[str, ...],
+    imatrix: Path | None,
+    budget: Budget | None,
+    split_max_size: int | None,
+    threads: int,
+) -> Generator[Measuring | Fit, None, Plan]:
+    """See `dotscli.quantize.plan_steps`."""
+    recipe = _recipe(type, tensor_types)
     if path.name == "config.json":
         path = path.parent
     importance = _load_importance(imatrix)
     # A folder without weights is planned from its config; with some, they must be complete.
     if path.is_file() or any(path.glob("*.safetensors")):
         given = open_input(path)
+        if budget is not None:
+            recipe = yield from decide(
+                given, recipe, budget, importance, _PLANNED, split_max_size, threads
+            )
         decided = plan(given.model, given.weights, recipe, importance is not None)
+    elif budget is not None:
+        raise DotsError(
+            f"{path} holds no safetensors, and a budget is spent by measuring the weights",
+            hint="plan a preset with --type, or give the whole checkpoint",
+        )
     else:
         model = Dots1.load(path)
         fp8_layout(path)  # refuses what is quantized in another way
@@ -84,6 +116,14 @@ def plan_only(path: Path, type: str, tensor_types: tuple[str, ...], imatrix: Pat
     if importance is not None:
         importance.check(tensor.spec for tensor in decided.tensors)
     return decided
+
+
+def _recipe(type: str, tensor_types: tuple[str, ...]) -> Recipe:
+    """Of a preset, or of a GGUF whose types are taken."""
+    if not type.lower().endswith(".gguf"):
+        return Recipe.preset(type, tensor_types)
+    overrides = tuple(Override.parse(text) for text in tensor_types)
+    return Recipe(preset_of_gguf(Path(type)), overrides)
 
 
 def _load_importance(imatrix: Path | None, blend: bool = True) -> ImportanceMatrix | None:

@@ -114,7 +114,7 @@ def plan(
     tensors, offset = [], 0
     for spec in specs:
         kind = recipe.type_for(spec, model, with_importance)
-        nbytes = spec.n_elements // spec.shape[-1] * kind.row_nbytes(spec.shape[-1])
+        nbytes = stored_nbytes(spec, kind)
         tensors.append(TensorPlan(spec, kind, nbytes, offset))
         offset += aligned(nbytes)
     warnings = _lost_twice(tensors, weights) if weights else ()
@@ -135,6 +135,11 @@ def _lost_twice(tensors: Sequence[TensorPlan], weights: Weights) -> tuple[str, .
         f"{', '.join(sorted(set(found.values())))} already and lose a second time; from the "
         "published weights in bf16 the file would be better",
     )
+
+
+def stored_nbytes(spec: TensorSpec, kind: TensorType) -> int:
+    """Bytes of one tensor as a type that fits its rows, without padding."""
+    return spec.n_elements // spec.shape[-1] * kind.row_nbytes(spec.shape[-1])
 
 
 def aligned(nbytes: int) -> int:
