@@ -59,7 +59,7 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
             for device in engine.devices()
         ]
         facts["rpc"] = engine.has_rpc()
-        facts["caveats"] = engine.caveats()
+        facts["caveats"] = [*engine.caveats(), *engine.idle_backends()]
         reason = unavailable()
         facts["hot_backend"] |= {
             "available": not reason,
@@ -110,7 +110,8 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     terminal.write(f"hot experts  {can if hot['available'] else 'no: ' + hot['reason']}\n")
     for known in hot["measured"]:
         terminal.write(f"             {known['model']}, {known['on']}: {known['finding']}\n")
-    rpc = "yes" if facts["rpc"] else "no: llama-cpp-python was built without -DGGML_RPC=on"
+    without = "llama-cpp-python was built without -DGGML_RPC=on"
+    rpc = "yes" if facts["rpc"] else f"no: {hot['reason'] if facts['problems'] else without}"
     terminal.write(f"RPC workers  {rpc}\n\n")
     terminal.table(("folder", "where"), list(facts["paths"].items()))
     for caveat in facts["caveats"]:

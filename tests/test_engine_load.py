@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dotscli.engine import Engine, EngineOptions, devices, versions
+from dotscli.engine import Engine, EngineOptions, devices, idle_backends, versions
+from dotscli.engine.lib import submodule
 from dotscli.errors import DotsError
 from dotscli.quantize import quantize_checkpoint
 from dotscli.sampling import Sampling
@@ -173,3 +175,44 @@ def test_devices_and_versions_are_those_of_the_library_that_runs() -> None:
     assert all(device.total_bytes >= device.free_bytes > 0 for device in found)
     assert set(versions()) == {"llama-cpp-python", "llama.cpp", "ggml"}
     assert all(versions().values())
+
+
+@pytest.mark.parametrize(
+    ("library", "what", "hint"),
+    [
+        ("libcuda.so.1", "comes with NVIDIA's driver", "install the driver"),
+        ("libcublas.so.13", "part of CUDA", "LD_LIBRARY_PATH"),
+        ("libcudart.so.13", "part of CUDA", "LD_LIBRARY_PATH"),
+        ("libvulkan.so.1", "the loader of Vulkan", "install it"),
+        ("libother.so.1", "libother.so.1: cannot open", "dots doctor"),
+    ],
+)
+def test_a_library_that_a_build_for_gpus_needs_is_named(
+    monkeypatch: pytest.MonkeyPatch, library: str, what: str, hint: str
+) -> None:
+    def fail(_name: str) -> None:
+        reason = f"{library}: cannot open shared object file: No such file or directory"
+        raise RuntimeError(f"Failed to load shared library '/llama_cpp/lib/libllama.so': {reason}")
+
+    monkeypatch.setattr("dotscli.engine.lib.importlib.import_module", fail)
+    with pytest.raises(DotsError, match=what) as caught:
+        submodule("llama_cpp")
+    assert library in caught.value.message
+    assert hint in caught.value.hint
+
+
+def test_a_build_for_gpus_that_finds_none_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert idle_backends() == []
+    known = [(b"CUDA", 0), (b"Vulkan", 1), (b"RPC", 0), (b"CPU", 1)]  # RPC waits for --rpc
+    functions = {
+        "ggml_backend_reg_count": lambda: len(known),
+        "ggml_backend_reg_get": lambda i: i,
+        "ggml_backend_reg_name": lambda i: known[i][0],
+        "ggml_backend_reg_dev_count": lambda i: known[i][1],
+    }
+    module = importlib.import_module(
+        "dotscli.engine.devices"
+    )  # the package has a function so named
+    monkeypatch.setattr(module, "ggml", lambda name, *_types: functions[name])
+    [sentence] = idle_backends()
+    assert "built for CUDA" in sentence

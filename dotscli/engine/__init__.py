@@ -7,7 +7,7 @@ nothing of messages, templates or terminals.
 from __future__ import annotations
 
 from dotscli.engine.cpu import caveats
-from dotscli.engine.devices import Device, devices
+from dotscli.engine.devices import Device, devices, idle_backends
 from dotscli.engine.ending import say_at_abort
 from dotscli.engine.grammar import json_schema_grammar
 from dotscli.engine.lib import versions
@@ -23,6 +23,7 @@ __all__ = [
     "caveats",
     "devices",
     "has_rpc",
+    "idle_backends",
     "json_schema_grammar",
     "say_at_abort",
     "versions",

@@ -11,6 +11,7 @@ from dotscli.engine.lib import ggml
 from dotscli.hot.library import DEVICE_NAME
 
 POINTER = ctypes.c_void_p
+GPU_BACKENDS = ("CUDA", "MTL", "MUSA", "ROCm", "SYCL", "Vulkan")  # as they are registered
 TYPES = ("CPU", "GPU", "IGPU", "ACCEL", "META")  # enum ggml_backend_dev_type, ggml-backend.h
 
 
@@ -48,6 +49,22 @@ def registered() -> list[Device]:
     get = ggml("ggml_backend_dev_get", POINTER, ctypes.c_size_t)
     found = [_device(get(i)) for i in range(count())]
     return [device for device in found if device.name != DEVICE_NAME]
+
+
+def idle_backends() -> list[str]:
+    """Sentences about kinds of GPU that this build is for and that aren't here; usually none."""
+    count = ggml("ggml_backend_reg_count", ctypes.c_size_t)
+    get = ggml("ggml_backend_reg_get", POINTER, ctypes.c_size_t)
+    name = ggml("ggml_backend_reg_name", ctypes.c_char_p, POINTER)
+    n_devices = ggml("ggml_backend_reg_dev_count", ctypes.c_size_t, POINTER)
+    found = [get(i) for i in range(count())]
+    idle = [name(handle).decode() for handle in found if not n_devices(handle)]
+    return [
+        f"llama.cpp was built for {kind}, which finds no device: there is none, or its driver is "
+        "missing or too old"
+        for kind in idle
+        if kind in GPU_BACKENDS
+    ]
 
 
 def has_gpu() -> bool:

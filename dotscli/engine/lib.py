@@ -13,6 +13,7 @@ import ctypes
 import functools
 import importlib
 import importlib.util
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,18 +22,41 @@ from typing import Any
 from dotscli.errors import DotsError
 
 MISSING_HINT = 'install it with: pip install "llama-cpp-python>=0.3.36"'
+# What a build for GPUs can't be loaded without: the beginning of its name, and where it comes from.
+TOOLKIT = "which is part of CUDA", "add CUDA's folder of libraries to LD_LIBRARY_PATH"
+NEEDED = {
+    "libcuda.": (
+        "which comes with NVIDIA's driver",
+        "install the driver, or llama-cpp-python without CUDA: see GPUs in the README",
+    ),
+    "libcudart.": TOOLKIT,
+    "libcublas": TOOLKIT,
+    "libvulkan.": ("the loader of Vulkan", "install it, or llama-cpp-python without Vulkan"),
+}
 
 
 @functools.cache
 def llama() -> Any:
     """llama.cpp's C interface as ctypes declarations, with the backends initialised once.
 
+    It says nothing: a backend for GPUs would greet on stderr when it is initialised.
+
     Raises:
         DotsError: llama-cpp-python is not installed, too old, or its library does not load.
     """
     module = submodule("llama_cpp")
+    silence(module)
     module.llama_backend_init()
     return module
+
+
+def silence(module: Any) -> None:
+    """Throws away what llama.cpp logs, until it is given a callback.
+
+    The callback is a C function that ignores its arguments, so it works without Python.
+    """
+    harmless = ctypes.cast(module.llama_time_us, module.llama_log_callback)
+    module.llama_log_set(harmless, ctypes.c_void_p(None))
 
 
 def submodule(name: str) -> Any:
@@ -44,9 +68,16 @@ def submodule(name: str) -> Any:
         try:
             return importlib.import_module(f"llama_cpp.{name}")
         except (OSError, RuntimeError, AttributeError) as error:
-            raise DotsError(
-                f"llama.cpp's library does not load: {error}", hint="run: dots doctor"
-            ) from error
+            raise _not_loaded(str(error)) from error
+
+
+def _not_loaded(reason: str) -> DotsError:
+    """Why libllama doesn't load, from what the dynamic linker says."""
+    missing = re.search(r"(lib\S+): cannot open shared object file", reason)
+    for beginning, (what, hint) in NEEDED.items():
+        if missing and missing[1].startswith(beginning):
+            return DotsError(f"llama.cpp does not load: {missing[1]} is missing, {what}", hint)
+    return DotsError(f"llama.cpp does not load: {reason}", hint="run: dots doctor")
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """What llama.cpp says while it works: kept for error messages, passed on when asked for.
 
-llama.cpp logs to stderr unless it is given a callback, once per process. The last lines stay in a
+llama.cpp is given one callback for the whole process. The last lines stay in a
 bounded ring, because the line that says why a load failed comes only here.
 """
 
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from dotscli.engine.lib import llama
+from dotscli.engine.lib import llama, silence
 
 MAX_LINES = 400
 MAX_LINE = 500
@@ -76,14 +76,6 @@ def log() -> Log:
 
     kept._callback = receive  # type: ignore[attr-defined]  # C keeps only the address
     module.llama_log_set(receive, ctypes.c_void_p(None))
-    atexit.register(_silence, module)
+    # Libraries may log while the process ends, when a callback into Python would crash it.
+    atexit.register(silence, module)
     return kept
-
-
-def _silence(module: Any) -> None:
-    """Libraries may log while the process ends, when a callback into Python would crash it.
-
-    A C function that ignores its arguments takes the callback's place.
-    """
-    harmless = ctypes.cast(module.llama_time_us, module.llama_log_callback)
-    module.llama_log_set(harmless, ctypes.c_void_p(None))
