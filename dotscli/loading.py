@@ -87,6 +87,8 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
     wanted = flags.hot.strip().lower()
     nbytes = None if wanted == "auto" else size_of(wanted)
     if wanted == "off" or nbytes == 0:
+        if flags.heat_trace is not None:
+            raise usage("--heat-trace needs hot experts", "--hot 1M --hot-device CPU, for example")
         return None
     if wanted != "auto" and nbytes is None:
         raise usage(f"--hot is {flags.hot!r}", "give auto, off or a size such as 8G")
@@ -96,6 +98,7 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
         heat=flags.heat,
         folder=folder,
         adapt=not flags.no_adapt,
+        trace=flags.heat_trace,
     )
 
 

@@ -212,6 +212,12 @@ class EngineFlags(PlacementFlags):
         Path | None,
         typer.Option("--heat", metavar="FILE", help="Which are hot at first; or an imatrix."),
     ] = None
+    heat_trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--heat-trace", metavar="FILE", help="Write there which experts each token uses."
+        ),
+    ] = None
     no_adapt: Annotated[
         bool, typer.Option("--no-adapt", help="Exchange none of them while answering.")
     ] = False

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dotscli.catalog import resolve
+from dotscli.catalog import heat_folder, resolve
 from dotscli.errors import DotsError, ExitStatus
 from dotscli.hot.budget import ModelCost, TensorCost, file_cost, model_cost
 from dotscli.hot.contexts import KV_TYPES, Column, advice, column
@@ -31,12 +31,13 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
     Raises:
         DotsError: no such model, a file that can't be used, heat of another model.
     """
-    name, cost = read_cost(terminal, model, flags.type)
+    name, cost, path = read_cost(terminal, model, flags.type)
     device, vram, notes = _device(flags.vram)
     n_ctx = flags.ctx_size or min(DEFAULT_CTX, cost.n_ctx_train)
     type_k, type_v = (_kv_type(kind) for kind in (flags.cache_type_k, flags.cache_type_v))
     request = Request(vram, _ram(flags.ram), n_ctx, type_k, type_v)
-    heat = _heat(flags.heat)
+    heat, known = _heat(terminal, cost, path, flags.heat)
+    notes += known
     found = place(cost, request, heat)
     if n_ctx > cost.n_ctx_train:
         notes.append(f"the context is longer than the {cost.n_ctx_train} tokens of the training")
@@ -50,8 +51,10 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
         terminal.write(f"- {line}\n")
 
 
-def read_cost(terminal: Terminal, model: str, kind: str | None) -> tuple[str, ModelCost]:
-    """What the model is called and what it costs.
+def read_cost(
+    terminal: Terminal, model: str, kind: str | None
+) -> tuple[str, ModelCost, Path | None]:
+    """What the model is called, what it costs, and its file if it is a GGUF.
 
     Raises:
         DotsError: neither a GGUF of dots.llm1 nor a checkpoint with a config.json.
@@ -61,7 +64,7 @@ def read_cost(terminal: Terminal, model: str, kind: str | None) -> tuple[str, Mo
     if is_checkpoint and not any(path.glob("*.gguf")):
         kind = kind or DEFAULT_TYPE
         folder = (path.parent if path.is_file() else path).resolve()
-        return f"{folder.name} as {kind}", checkpoint_cost(path, kind)
+        return f"{folder.name} as {kind}", checkpoint_cost(path, kind), None
     if kind is not None:
         raise DotsError(
             f"--type {kind} is for a checkpoint, {model} is none",
@@ -69,7 +72,7 @@ def read_cost(terminal: Terminal, model: str, kind: str | None) -> tuple[str, Mo
             exit_status=ExitStatus.USAGE,
         )
     path = resolve(model, terminal)
-    return path.name, gguf_cost(path)
+    return path.name, gguf_cost(path), path
 
 
 def checkpoint_cost(path: Path, kind: str) -> ModelCost:
@@ -134,12 +137,29 @@ def _kv_type(kind: str) -> str:
     return kind.lower()
 
 
-def _heat(path: Path | None) -> HeatCounts | None:
-    if path is None:
-        return None
-    from dotscli.hot.heat_store import load
+def _heat(
+    terminal: Terminal, cost: ModelCost, model: Path | None, given: Path | None
+) -> tuple[HeatCounts | None, list[str]]:
+    """What is known of the use of experts: what was given, or what answers of this model have
+    left; and a note if it is that.
+    """
+    from dotscli.hot.heat_store import file_of
+    from dotscli.hot.kept_heat import KeptHeat
 
-    return {layer: counts.tolist() for layer, counts in load(path).layers.items()}
+    place = (
+        None
+        if model is None or given is not None
+        else file_of(model, heat_folder(terminal.environ))
+    )
+    kept = KeptHeat(cost, place, given)
+    if kept.heat is None:
+        return None, [kept.problem] if kept.problem else []
+    notes = (
+        []
+        if given is not None
+        else ["experts by their use in earlier answers of this model; --heat FILE gives another"]
+    )
+    return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}, notes
 
 
 def facts(

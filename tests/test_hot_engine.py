@@ -178,6 +178,33 @@ def test_off_opens_no_library(model: Path, words: tuple[str, ...]) -> None:
     assert done.stderr == ""
 
 
+def test_a_trace_of_what_is_routed(model: Path, tmp_path: Path) -> None:
+    """As much as the counts say, in the form that bench/routing.py reads; nothing is replaced."""
+    trace, places = tmp_path / "t.trace", {"XDG_DATA_HOME": str(tmp_path)}
+    words = ("prompt", "-m", model, "hi", "-n", "4", "--heat-trace", trace)
+    hot = ("--hot", "1M", "--hot-device", "CPU")
+    assert dots(*words, *hot, environ=places).exit_status == 0
+    found = Heat()
+    for layer, routed in heat_store.read_trace(trace):
+        found.add({layer: np.bincount(routed.reshape(-1), minlength=N_EXPERTS)})
+    kept = heat_store.load(heat_store.file_of(model, tmp_path / "dots" / "heat"))
+    assert {k: v.tolist() for k, v in found.layers.items()} == {
+        k: np.round(v).tolist() for k, v in kept.layers.items()
+    }
+    before = trace.read_bytes()
+    again = dots(*words, *hot, environ=places)
+    assert again.exit_status == 1
+    assert "exists already" in again.stderr
+    assert trace.read_bytes() == before
+    trace.unlink()
+    off = dots(*words, "--hot", "off", environ=places)
+    assert off.exit_status == 2
+    assert "--heat-trace needs hot experts" in off.stderr
+    nowhere = dots(*words[:-1], tmp_path / "no" / "t", *hot, environ=places)
+    assert nowhere.exit_status == 1
+    assert "can't write the trace" in nowhere.stderr
+
+
 def test_off_in_the_environment_and_over_it(model: Path, tmp_path: Path) -> None:
     words = ("prompt", "-m", model, "hi", "-n", "2", "--json", "--hot-device", "CPU")
     places = {"XDG_DATA_HOME": str(tmp_path)}

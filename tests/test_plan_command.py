@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from dotscli.hot import heat_store
+from dotscli.hot.heat import Heat
 from tests.transcript import dots
 
 REAL = Path(__file__).parent / "data" / "dots.llm1.inst"
@@ -90,6 +93,26 @@ def test_heat_decides_who_is_resident(tiny_gguf: Path, tmp_path: Path) -> None:
     said = dots("plan", tiny_gguf, "--heat", wrong)
     assert said.exit_status == 1
     assert "3 experts, the model has 8" in said.stderr
+
+
+def test_heat_that_answers_have_left(tiny_gguf: Path, tmp_path: Path) -> None:
+    kept = heat_store.file_of(tiny_gguf, tmp_path / "dots" / "heat")
+    heat_store.save(Heat({1: np.eye(8)[3], 2: np.eye(8)[1]}), kept)
+    here = {"XDG_DATA_HOME": str(tmp_path)}
+    facts = dots("plan", tiny_gguf, "--vram", "64M", "--json", environ=here).json
+    assert facts["experts"]["by_heat"] is True
+    assert "their use in earlier answers of this model" in facts["notes"][0]
+    assert [layer["experts"][0] for layer in facts["layers"][1:]] == [3, 1]
+    other = tmp_path / "heat.json"
+    other.write_text(json.dumps({"format": 1, "layers": {"1": [0] * 7 + [1]}}))
+    words = ("plan", tiny_gguf, "--vram", "64M", "--heat", other, "--json")
+    facts = dots(*words, environ=here).json
+    assert not any("earlier answers" in note for note in facts["notes"])
+    assert facts["layers"][1]["experts"][0] == 7
+    kept.write_text("{")
+    facts = dots("plan", tiny_gguf, "--vram", "64M", "--json", environ=here).json
+    assert facts["notes"][0].startswith("the kept heat is left alone")
+    assert facts["experts"]["by_heat"] is False
 
 
 def test_bandwidth_is_arithmetic_and_says_so() -> None:

@@ -95,8 +95,14 @@ class HotExperts:
             self._warn(f"no expert is hot: {format_bytes(nbytes)} have room for none")
 
     def start(self) -> None:
-        """Begins to count, and to follow the tokens if that is wanted."""
+        """Begins to count, and to follow the tokens if that is wanted.
+
+        Raises:
+            DotsError: the trace can't be written.
+        """
         self.mark()
+        if self._choice.trace is not None:
+            self._model.trace(self._choice.trace)
         if self._choice.adapt and self._model.has_residents():
             heat = self._choice.kept.heat
             self._adaptation = Adaptation(self._model, self._choice.cost.n_experts_used, heat)
@@ -175,6 +181,11 @@ class HotExperts:
         if self._adaptation is not None:
             self._adaptation.stop()
         self._last = self.figures()
+        if self._choice.trace is not None:
+            try:
+                self._model.trace(None)
+            except DotsError as error:
+                self._warn(error.message)
         self.mark()
         counts = token_counts(self._model)
         try:

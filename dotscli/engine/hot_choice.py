@@ -10,6 +10,7 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dotscli.engine.devices import Device, registered
@@ -46,7 +47,7 @@ class HotChoice:
     """Hot experts it is: `nbytes` of them on the device, None for what is free in the end.
 
     `stock`: the options to load with where they turn out not to pay, unless the user `insists`;
-    `trials`: what is known of that, None to look no further.
+    `trials`: what is known of that, None to look no further. `trace`: a file for what is routed.
     """
 
     device: Device
@@ -57,6 +58,7 @@ class HotChoice:
     stock: EngineOptions
     insists: bool
     trials: Trials | None
+    trace: Path | None
 
     @property
     def heat(self) -> HeatCounts | None:
@@ -131,12 +133,13 @@ def choose(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) 
     n_threads, _ = options.threads()
     key = circumstances(device.name, device.description, n_threads, versions()["llama.cpp"])
     trials = Trials(path and path.with_suffix(SUFFIX), gguf.path.name, key) if hot.guard else None
-    insists = hot.nbytes is not None
+    insists = hot.nbytes is not None or hot.trace is not None
     finding = trials.known() if trials is not None else None
     if finding is not None and not finding.pays and not insists:
         return off(finding.describe(), stock, say=True)
     return Decision(
-        options, HotChoice(device, hot.nbytes, cost, kept, hot.adapt, stock, insists, trials)
+        options,
+        HotChoice(device, hot.nbytes, cost, kept, hot.adapt, stock, insists, trials, hot.trace),
     )
 
 

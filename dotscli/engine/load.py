@@ -84,7 +84,10 @@ def load(
     _check_cache(gguf, options)
     add_rpc(options.rpc)
     log().clear()
+    trace = options.hot.trace if options.hot else None
     options, choice, reason = choose(gguf, options, warn)
+    if trace is not None:
+        _check_trace(trace, choice)
     loaded = _loaded(gguf, options, choice, on_progress, warn, collector)
     if choice is not None and loaded.hot:
         try:
@@ -99,6 +102,16 @@ def load(
             loaded = _loaded(gguf, choice.stock, None, on_progress, warn, collector)
     loaded.hot_off = reason
     return loaded
+
+
+def _check_trace(path: Path, choice: HotChoice | None) -> None:
+    if choice is None:
+        raise DotsError(
+            "what is routed can be traced with hot experts only",
+            hint="--hot 1M --hot-device CPU has them on any machine",
+        )
+    if path.exists():
+        raise DotsError(f"{path} exists already", hint="name another file for the trace")
 
 
 def _n_vocab(model: Any) -> int:

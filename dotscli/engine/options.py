@@ -39,7 +39,8 @@ class HotOptions:
     free memory. `heat`: a heat file or importance matrix to begin with, instead of what earlier
     runs have counted. `folder`: where counts are kept from run to run, None for nowhere. `adapt`:
     exchange experts while answering. `guard`: compare a few tokens at the first load, and load
-    without hot experts where they don't pay; with `nbytes` that is only said.
+    without hot experts where they don't pay; with `nbytes` or `trace` that is only said. `trace`:
+    a new file for the experts of every token, layer by layer (`heat_store.read_trace`).
     """
 
     nbytes: int | None = None
@@ -48,11 +49,13 @@ class HotOptions:
     folder: Path | None = None
     adapt: bool = True
     guard: bool = True
+    trace: Path | None = None
 
     @property
     def asked(self) -> bool:
         """Whether somebody wants them, and not only if it happens to be possible."""
-        return self.nbytes is not None or bool(self.device) or self.heat is not None
+        given = (self.nbytes, self.heat, self.trace)
+        return bool(self.device) or any(value is not None for value in given)
 
 
 @dataclass(frozen=True)
