@@ -161,6 +161,26 @@ def test_the_terminal_is_as_before_when_a_worker_dies_in_a_chat(tiny_gguf: Path)
         assert local_modes & termios.ICANON
 
 
+def test_leaving_a_chat_whose_worker_has_died_is_no_error(tiny_gguf: Path) -> None:
+    with running_worker() as worker:
+        process = subprocess.Popen(
+            command("chat", "-m", tiny_gguf, "-n", "8", "--rpc", worker.address),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment(),
+        )
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(b"hello\n")
+        process.stdin.flush()
+        assert process.stdout.readline()
+        worker.process.kill()
+        worker.process.wait()
+        process.stdin.close()
+        assert process.wait(timeout=60) == 0
+
+
 def test_an_abort_of_any_kind_is_one_line() -> None:
     script = """
 import ctypes

@@ -21,7 +21,7 @@ from dotscli.engine.lib import llama
 from dotscli.engine.log import log
 from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
 from dotscli.engine.placement import override_array
-from dotscli.engine.rpc import add_rpc
+from dotscli.engine.rpc import add_rpc, any_lost
 from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size, free_memory
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
@@ -52,6 +52,8 @@ class Loaded:
         """Gives everything back to llama.cpp; harmless when done twice."""
         if self.hot and self.context:
             self.hot.finish()
+        if any_lost(self.workers):
+            return  # llama.cpp would end the process for not being able to free what is there
         if self.context:
             llama().llama_free(self.context)
         if self.model:

@@ -65,6 +65,11 @@ def add_rpc(endpoints: Sequence[str]) -> None:
         _workers[endpoint] = address
 
 
+def any_lost(endpoints: Sequence[str]) -> bool:
+    """Whether the connection to one of these workers, once added, has ended."""
+    return not all(is_connected(_workers[endpoint]) for endpoint in endpoints)
+
+
 def lost_worker() -> DotsError:
     """What to say when llama.cpp has given up on a worker, or waits for one in vain."""
     gone = [endpoint for endpoint, address in _workers.items() if not is_connected(address)]
