@@ -10,6 +10,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dotscli.engine import Engine, EngineOptions, has_rpc
 from dotscli.engine.rpc_greeting import COUNT, WELCOME, greet, protocol_version
@@ -100,6 +102,17 @@ def test_a_worker_that_does_not_fit_is_refused(
     reply = WELCOME.pack(WELCOME.size - 8, *numbers) + COUNT.pack(COUNT.size - 8, devices)
     with pytest.raises(DotsError, match=words):
         greet(impostor(reply))
+
+
+@given(reply=st.binary(max_size=80))
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+def test_whatever_it_answers_is_one_line(impostor: Callable[[bytes], str], reply: bytes) -> None:
+    with pytest.raises(DotsError):
+        greet(impostor(reply), timeout_s=0.05)
 
 
 def test_an_answer_that_trickles_ends_in_time() -> None:

@@ -10,7 +10,7 @@ import termios
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -221,6 +221,19 @@ def test_a_client_that_is_killed_makes_room_for_the_next(tiny_gguf: Path) -> Non
             client.kill()
         with answering(tiny_gguf, "--rpc", worker.address) as client:
             begin(client)
+
+
+@pytest.mark.parametrize(
+    "bytes_", [b"GET / HTTP/1.1\r\n\r\n", bytes(100), b"\x0e" + b"\xff" * 100, b"\xff" * 4000]
+)
+def test_a_stranger_does_not_end_the_worker(worker: Worker, bytes_: bytes) -> None:
+    host, _, port = worker.address.partition(":")
+    with socket.create_connection((host, int(port))) as stranger:
+        stranger.sendall(bytes_)
+        stranger.shutdown(socket.SHUT_WR)
+        with suppress(ConnectionResetError):
+            stranger.recv(1)
+    assert greet(worker.address) == (host, int(port))
 
 
 def test_a_busy_worker_is_said() -> None:
