@@ -66,6 +66,7 @@ def hot_json(hot: HotFigures) -> dict[str, object]:
         "layers_off": hot.layers_off,
         "uploads": hot.uploads,
         "uploaded_bytes": hot.uploaded_nbytes,
+        "streamed_bytes": hot.streamed_nbytes,
         "hit_rate": round(hot.hit_rate, 4),
         "prefill_hit_rate": round(hot.prefill_hit_rate, 4),
         "cpu_s": round(hot.cpu_s, 4),

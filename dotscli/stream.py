@@ -21,6 +21,7 @@ class HotFigures:
     `decode` counts batches of up to 8 tokens. `resident_experts`, `layers_off` and
     `uploaded_nbytes` are since the load, the first placement included. Times are seconds of the
     computing thread: with the CPU's pairs, with the device, and of that waiting for the device.
+    `streamed_nbytes` went through the device for long prompts without staying there.
     """
 
     device: str
@@ -33,6 +34,7 @@ class HotFigures:
     prefill_misses: int
     uploads: int
     uploaded_nbytes: int
+    streamed_nbytes: int
     cpu_s: float
     device_s: float
     wait_s: float

@@ -10,6 +10,7 @@ import pytest
 from dotscli.engine import Engine, EngineOptions
 from dotscli.quantize import quantize_checkpoint
 from tests import gguf_maker, tiny
+from tests.hot_devices import LaggingDevice, compiler
 
 
 @pytest.fixture(scope="session")
@@ -53,3 +54,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     whoever asks how much memory it has.
     """
     items.sort(key=lambda item: item.path.name == "test_hot_exact.py")
+
+
+@pytest.fixture(scope="session")
+def lagging(tmp_path_factory: pytest.TempPathFactory) -> LaggingDevice:
+    """One for all: a second library would register a second device under its name."""
+    if not compiler():
+        pytest.skip("no C++ compiler")
+    return LaggingDevice(tmp_path_factory.mktemp("lag"))

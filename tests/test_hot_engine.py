@@ -541,7 +541,7 @@ def test_prompt_says_what_hot_experts_did(model: Path, tmp_path: Path) -> None:
     assert 0 < value["hot"].pop("hit_rate") < 1
     assert value["hot"] == {
         "device": "CPU", "resident_experts": 14, "n_experts": 100, "layers_off": 0,
-        "uploads": 14, "uploaded_bytes": 14 * 74240,
+        "uploads": 14, "uploaded_bytes": 14 * 74240, "streamed_bytes": 0,
         "prefill_hit_rate": value["hot"]["prefill_hit_rate"], "wait_s": 0.0,
     }  # fmt: skip
     assert "hot 14% @ " in dots(*on, "--stats", environ=places).stderr

@@ -23,7 +23,6 @@ from tests.dots1_gguf import Run, Type, batches, log, write_model  # noqa: E402
 from tests.hot_devices import (  # noqa: E402
     LaggingDevice,
     attach_threadpool,
-    compiler,
     has_rpc,
     rpc_device,
     threadpool,
@@ -62,13 +61,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stock(model: Path) -> list[np.ndarray]:
     with Run(model) as run:
         return [run.decode(batch) for batch in batches(SIZES)]
-
-
-@pytest.fixture(scope="module")
-def lagging(tmp_path_factory: pytest.TempPathFactory) -> LaggingDevice:
-    if not compiler():
-        pytest.skip("no C++ compiler")
-    return LaggingDevice(tmp_path_factory.mktemp("lag"))
 
 
 def opened(device: str | None = "CPU") -> HotModel:

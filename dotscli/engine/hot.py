@@ -158,6 +158,7 @@ class HotExperts:
             prefill_misses=now.prefill_misses - before.prefill_misses,
             uploads=now.uploads,
             uploaded_nbytes=now.uploaded_nbytes,
+            streamed_nbytes=now.streamed_nbytes - before.streamed_nbytes,
             cpu_s=(now.cpu_ns - before.cpu_ns) / 1e9,
             device_s=(now.device_ns - before.device_ns) / 1e9,
             wait_s=(now.wait_ns - before.wait_ns) / 1e9,

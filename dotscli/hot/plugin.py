@@ -50,6 +50,8 @@ class HotCounters:
     prefill_misses: int
     uploads: int
     uploaded_nbytes: int
+    streamed_experts: int
+    streamed_nbytes: int
     cpu_ns: int
     device_ns: int
     wait_ns: int
@@ -65,6 +67,12 @@ class Trial(enum.IntEnum):
     """How tokens are computed for a comparison; during one nothing is counted as heat."""
 
     NONE, DIVIDED, ON_CPU = range(3)
+
+
+class Streaming(enum.IntEnum):
+    """When experts that aren't resident go through the device in batches of more than 8 tokens."""
+
+    NEVER, WHERE_IT_PAYS, ALWAYS = range(3)
 
 
 class HotModel:
@@ -153,6 +161,10 @@ class HotModel:
     def set_trial(self, trial: Trial) -> None:
         """Compute from here on as a comparison needs it; `Trial.NONE` is as ever."""
         self._library.dots_hot_set_trial(self._number, trial)
+
+    def set_streaming(self, streaming: Streaming) -> None:
+        """`Streaming.WHERE_IT_PAYS` at first."""
+        self._library.dots_hot_set_streaming(self._number, streaming)
 
     def has_residents(self) -> bool:
         """Whether any expert is on the device."""

@@ -28,6 +28,8 @@ struct dots_hot_counters {
     uint64_t prefill_misses;
     uint64_t uploads;
     uint64_t uploaded_nbytes;
+    uint64_t streamed_experts;
+    uint64_t streamed_nbytes;
     uint64_t cpu_ns;
     uint64_t device_ns;
     uint64_t wait_ns;
@@ -55,6 +57,10 @@ DOTS_HOT_API int32_t      dots_hot_residents(int32_t model, int32_t layer, int32
 
 // 1: from here on nothing is counted as heat; 2: and everything is computed on the CPU; 0: as ever.
 DOTS_HOT_API void         dots_hot_set_trial(int32_t model, int32_t trial);
+
+// Experts that aren't resident go through the device for long prompts: 0 never, 1 where that is
+// measured to be faster (at first), 2 always.
+DOTS_HOT_API void         dots_hot_set_streaming(int32_t model, int32_t streaming);
 
 DOTS_HOT_API int32_t      dots_hot_read_counters(int32_t model, dots_hot_counters * counters);
 // Tokens routed to each of the layer's experts: while decoding (batches up to 8), and in prompts.

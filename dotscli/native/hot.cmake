@@ -5,7 +5,8 @@ if(WIN32)
 endif()
 find_package(Threads REQUIRED)
 add_library(dots_hot SHARED
-  ggml_calls.cpp hot_model.cpp hot_chain.cpp hot_context.cpp hot_experts.cpp)
+  dots_hot.cpp ggml_calls.cpp hot_buffer.cpp hot_bulk.cpp hot_chain.cpp hot_context.cpp
+  hot_costs.cpp hot_divide.cpp hot_experts.cpp hot_memory.cpp hot_model.cpp hot_slab.cpp hot_stream.cpp)
 set_target_properties(dots_hot PROPERTIES
   CXX_STANDARD 17 CXX_STANDARD_REQUIRED ON CXX_EXTENSIONS OFF CXX_VISIBILITY_PRESET hidden)
 target_compile_options(dots_hot PRIVATE -Wall -Wextra)

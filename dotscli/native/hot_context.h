@@ -7,13 +7,22 @@
 
 #include "ggml_calls.h"
 #include "hot_chain.h"
+#include "hot_memory.h"
 #include "hot_model.h"
+#include "hot_stream.h"
 
 #include <memory>
-#include <unordered_map>
 #include <vector>
 
 namespace hot {
+
+// Up to here a batch takes cached chains and memory that was set aside at the start: 8 tokens of a
+// model that uses 8 experts. Larger ones build their graphs anew, which their size makes cheap.
+constexpr int64_t SMALL_PAIRS = 64;
+
+inline bool is_small(int64_t n_tokens, int64_t n_pairs) {
+    return n_tokens <= DECODE_TOKENS && n_pairs <= SMALL_PAIRS;
+}
 
 struct layer_nodes {
     moe_layer *   layer = nullptr;
@@ -23,36 +32,28 @@ struct layer_nodes {
     ggml_tensor * down  = nullptr;
 };
 
-// Memory that both sides of a transfer can name: pinned where the device offers it.
-struct host_block {
-    char *                data   = nullptr;
-    size_t                nbytes = 0;
-    ggml_backend_buffer * pinned = nullptr;
+// One layer of one batch.
+struct layer_run {
+    const std::shared_ptr<hot_model> & model;
+    moe_layer &                        layer;
+    ggml_cgraph *                      graph;  // llama.cpp's four nodes
+    const ggml_tensor *                ids;
+    const ggml_tensor *                x;
+    ggml_tensor *                      dst;
 
-    ~host_block();
-    bool ensure(size_t wanted, ggml_backend_buffer_type * pinned_type);  // contents are lost
-    void clear();
-};
+    int64_t  n_used   = 0;
+    int64_t  n_tokens = 0;
+    int64_t  n_pairs  = 0;
+    bool     bulk     = false;  // too large for the graphs that are kept
+    size_t   row      = 0;      // bytes of a row of x and of dst
+    uint64_t start    = 0;
 
-// Chains by shape, each in a ggml context of its own. A chain for one token belongs to a layer, so
-// that a device may keep a launched graph for it; others are pointed at the layer before each run.
-struct chain_cache {
-    std::unordered_map<uint64_t, chain> chains;
-    std::vector<ggml_context *>         contexts;
-
-    ~chain_cache();
-    void clear();
-};
-
-// The pairs of one side, in the order in which they stand in ids.
-struct pair_list {
-    std::vector<int32_t> tokens;
-    std::vector<int32_t> experts;  // on the device side: slots
-    std::vector<int32_t> rows;     // of down's result: token * n_used + position
-    int64_t              n = 0;
-
-    void reset(size_t capacity);
-    void add(int32_t token, int32_t expert, int32_t row);
+    // Where both sides read and write, once there is memory for it.
+    const char * x_data        = nullptr;
+    size_t       x_stride      = 0;
+    char *       staged_tokens = nullptr;
+    char *       staged_ids    = nullptr;
+    char *       staged_rows   = nullptr;  // of the device's pairs
 };
 
 class hot_context {
@@ -101,17 +102,40 @@ class hot_context {
 
     std::vector<int> class_of_;  // [layer index] the first layer with the same types and shapes
 
-    bool   bind(const std::shared_ptr<hot_model> & model);
-    void   unbind();
-    void   split_pairs(moe_layer & layer, const ggml_tensor * ids);
-    bool   prepare_host(moe_layer & layer, int64_t n_tokens, int64_t n_used);
-    bool   prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_used);
-    bool   grow_device(ggml_backend_buffer *& buffer, size_t nbytes);
-    chain  host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
-    chain  device_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
-    int    run_cold(chain & c, ggml_tensor * dst, const char * x, size_t x_stride);
-    int    scatter(ggml_tensor * dst, const char * rows, bool bulk);
+    // Streaming: the cold experts with their pairs, those that go to the device, and their waves.
+    std::unique_ptr<expert_stream> stream_;
+    std::vector<expert_load>       cold_loads_;
+    std::vector<expert_load>       streamed_;
+    std::vector<stream_wave>       waves_;
+    std::vector<int32_t>           by_expert_;     // [n_experts], for counting
+    ggml_context *                 job_ctx_[2] = {};  // for the job that runs and the one before
+
+    bool     bind(const std::shared_ptr<hot_model> & model);
+    void     unbind();
+    void     split_pairs(moe_layer & layer, const ggml_tensor * ids);
+    bool     grow_device(ggml_backend_buffer *& buffer, size_t nbytes);
     uint64_t chain_key(const moe_layer & layer, int64_t n_tokens, int64_t n_used, int64_t n_pairs) const;
+    bool     prepare_host(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+    bool     prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+    chain    host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+
+    // hot_divide.cpp: a layer of a batch.
+    int  run_divided(layer_run & run);
+    int  on_the_cpu(const layer_run & run);
+    bool stage(layer_run & run);
+    bool begin_on_device(chain & c, const layer_run & run, int64_t first, int64_t n);
+    int  run_cold(chain & c, const layer_run & run);
+    int  scatter(const layer_run & run);
+    void count(const layer_run & run, int64_t n_hits, uint64_t issued, uint64_t computed, uint64_t collected);
+
+    // hot_bulk.cpp: large batches, and experts that are streamed for them.
+    int   run_streamed(layer_run & run);
+    bool  reserve_bulk(const layer_run & run, int64_t n_pairs);
+    chain job_chain(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t n_pairs, int which);
+    void  choose_streamed(const layer_run & run);
+    void  move_streamed(const moe_layer & layer);
+    bool  compute_job(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t first, int64_t n, int which);
+    bool  compute_on_device(const layer_run & run, int64_t n_resident_pairs);
 };
 
 }  // namespace hot

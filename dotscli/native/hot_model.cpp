@@ -8,7 +8,6 @@ namespace hot {
 
 static constexpr int64_t MAX_EXPERTS = INT16_MAX;  // a trace writes ids as 16 bits
 static constexpr int     MAX_LAYERS  = 4096;
-static constexpr size_t  PINNED_HALF = size_t(4) << 20;
 
 bool moe_layer::complete() const {
     const ggml_tensor * up   = host[PART_UP];
@@ -35,17 +34,6 @@ size_t moe_layer::expert_nbytes() const {
 }
 
 hot_model::~hot_model() {
-    for (auto & layer : layers_) {
-        if (layer != nullptr) {
-            free_slabs(*layer);
-        }
-    }
-    if (pinned_ != nullptr) {
-        ggml.ggml_backend_buffer_free(pinned_);
-    }
-    if (uploader_ != nullptr) {
-        ggml.ggml_backend_free(uploader_);
-    }
     if (trace_ != nullptr) {
         fclose(trace_);
     }
@@ -94,81 +82,6 @@ std::vector<moe_layer *> hot_model::layers() const {
     return found;
 }
 
-void hot_model::free_slabs(moe_layer & layer) {
-    for (int part = 0; part < N_PARTS; part++) {
-        if (layer.slab_buffer[part] != nullptr) {
-            ggml.ggml_backend_buffer_free(layer.slab_buffer[part]);
-        }
-        layer.slab_buffer[part] = nullptr;
-        layer.slab[part]        = nullptr;
-    }
-    if (layer.slab_ctx != nullptr) {
-        ggml.ggml_free(layer.slab_ctx);
-        layer.slab_ctx = nullptr;
-    }
-    layer.expert_in.clear();
-    std::fill(layer.slot_of.begin(), layer.slot_of.end(), -1);
-    layer.n_resident = 0;
-}
-
-std::string hot_model::allocate_slabs(moe_layer & layer, int n_slots) {
-    ggml_backend_buffer_type * buft = ggml.ggml_backend_dev_buffer_type(device);
-
-    layer.slab_ctx = ggml.ggml_init({ N_PARTS * ggml.ggml_tensor_overhead(), nullptr, true });
-    if (layer.slab_ctx == nullptr) {
-        return "no memory for a ggml context";
-    }
-    for (int part = 0; part < N_PARTS; part++) {
-        const ggml_tensor * host = layer.host[part];
-        ggml_tensor *       slab = ggml.ggml_new_tensor_3d(layer.slab_ctx, host->type, host->ne[0], host->ne[1], n_slots);
-
-        const size_t nbytes = ggml.ggml_backend_buft_get_alloc_size(buft, slab);
-        if (nbytes > ggml.ggml_backend_buft_get_max_size(buft)) {
-            return "a buffer of this device can't hold " + std::to_string(nbytes) + " bytes";
-        }
-        ggml_backend_buffer * buffer = ggml.ggml_backend_buft_alloc_buffer(buft, nbytes);
-        if (buffer == nullptr) {
-            return "no device memory for " + std::to_string(nbytes) + " bytes";
-        }
-        layer.slab_buffer[part] = buffer;
-        ggml.ggml_backend_buffer_set_usage(buffer, USAGE_WEIGHTS);
-        // Some kernels read a little past an expert's end: that must never be a NaN.
-        ggml.ggml_backend_buffer_clear(buffer, 0);
-        if (ggml.ggml_backend_tensor_alloc(buffer, slab, ggml.ggml_backend_buffer_get_base(buffer)) != STATUS_SUCCESS) {
-            return "the device refused the tensor";
-        }
-        layer.slab[part] = slab;
-    }
-    return unsupported(layer);
-}
-
-// Asks the device about every operation of a chain, with the weights as they lie there.
-std::string hot_model::unsupported(moe_layer & layer) const {
-    ggml_context * ctx = ggml.ggml_init({ 16 * ggml.ggml_tensor_overhead(), nullptr, true });
-    if (ctx == nullptr) {
-        return "no memory for a ggml context";
-    }
-    ggml_tensor * x    = ggml.ggml_new_tensor_2d(ctx, TYPE_F32, layer.n_embd, 4);
-    ggml_tensor * rows = ggml.ggml_new_tensor_1d(ctx, TYPE_I32, 4);
-    ggml_tensor * ids  = ggml.ggml_new_tensor_2d(ctx, TYPE_I32, 1, 4);
-    ggml_tensor * xg   = ggml.ggml_get_rows(ctx, x, rows);
-    ggml_tensor * x3   = ggml.ggml_reshape_3d(ctx, xg, layer.n_embd, 1, 4);
-    ggml_tensor * up   = ggml.ggml_mul_mat_id(ctx, layer.slab[PART_UP], x3, ids);
-    ggml_tensor * gate = ggml.ggml_mul_mat_id(ctx, layer.slab[PART_GATE], x3, ids);
-    ggml_tensor * glu  = ggml.ggml_swiglu_split(ctx, gate, up);
-    ggml_tensor * down = ggml.ggml_mul_mat_id(ctx, layer.slab[PART_DOWN], glu, ids);
-
-    std::string reason;
-    for (const ggml_tensor * op : { xg, up, gate, glu, down }) {
-        if (!ggml.ggml_backend_dev_supports_op(device, op)) {
-            reason = std::string("this device has no ") + ggml.ggml_op_name(op->op) + " for " + ggml.ggml_type_name(op->src[0]->type);
-            break;
-        }
-    }
-    ggml.ggml_free(ctx);
-    return reason;
-}
-
 std::string hot_model::reserve(int index, int n_slots) {
     moe_layer * found = layer(index);
     if (found == nullptr || !found->ready) {
@@ -182,13 +95,15 @@ std::string hot_model::reserve(int index, int n_slots) {
     }
     std::lock_guard<std::mutex>         one(uploading_);
     std::unique_lock<std::shared_mutex> lock(found->residency);
-    free_slabs(*found);
+    found->slab.clear();
+    found->expert_in.clear();
+    std::fill(found->slot_of.begin(), found->slot_of.end(), -1);
+    found->n_resident = 0;
     if (n_slots == 0) {
         return "";
     }
-    const std::string reason = allocate_slabs(*found, n_slots);
+    const std::string reason = found->slab.allocate(device, found->host, n_slots);
     if (!reason.empty()) {
-        free_slabs(*found);
         return reason;
     }
     found->expert_in.assign(n_slots, -1);
@@ -227,7 +142,11 @@ std::string hot_model::place(int index, int slot, int expert) {
     if (expert < 0) {
         return "";
     }
-    upload(*found, slot, expert);
+    if (uploader_ == nullptr) {
+        uploader_ = std::make_unique<uploader>(device);
+    }
+    uploader_->copy(found->host, found->slab, expert, slot);
+    uploader_->wait();
     {
         std::unique_lock<std::shared_mutex> lock(found->residency);
         found->slot_of[expert] = slot;
@@ -237,43 +156,6 @@ std::string hot_model::place(int index, int slot, int expert) {
     counters.uploads++;
     counters.uploaded_nbytes += found->expert_nbytes();
     return "";
-}
-
-void hot_model::upload(moe_layer & layer, int slot, int expert) {
-    if (uploader_ == nullptr) {
-        uploader_ = ggml.ggml_backend_dev_init(device, nullptr);
-        ggml_backend_buffer_type * buft = ggml.ggml_backend_dev_host_buffer_type(device);
-        if (uploader_ != nullptr && buft != nullptr) {
-            pinned_ = ggml.ggml_backend_buft_alloc_buffer(buft, 2 * PINNED_HALF);
-        }
-    }
-    for (int part = 0; part < N_PARTS; part++) {
-        const size_t nbytes = layer.host[part]->nb[2];
-        const char * source = static_cast<const char *>(layer.host[part]->data) + size_t(expert) * nbytes;
-        upload_part(layer.slab[part], source, size_t(slot) * nbytes, nbytes);
-    }
-    if (uploader_ != nullptr) {
-        ggml.ggml_backend_synchronize(uploader_);
-    }
-}
-
-// Through pinned memory where there is some: reading the file's pages overlaps with the transfer.
-void hot_model::upload_part(ggml_tensor * slab, const char * source, size_t offset, size_t nbytes) {
-    if (pinned_ == nullptr) {
-        ggml.ggml_backend_tensor_set(slab, source, offset, nbytes);
-        return;
-    }
-    char * base = static_cast<char *>(ggml.ggml_backend_buffer_get_base(pinned_));
-    for (size_t done = 0, i = 0; done < nbytes; done += PINNED_HALF, i++) {
-        const size_t n    = std::min(PINNED_HALF, nbytes - done);
-        char *       half = base + (i % 2) * PINNED_HALF;
-        if (done == 0) {
-            ggml.ggml_backend_synchronize(uploader_);  // the part before may still use this half
-        }
-        memcpy(half, source + done, n);
-        ggml.ggml_backend_synchronize(uploader_);
-        ggml.ggml_backend_tensor_set_async(uploader_, slab, half, offset + done, n);
-    }
 }
 
 void hot_model::switch_off(moe_layer & layer, const std::string & reason) {

@@ -6,6 +6,8 @@
 #pragma once
 
 #include "ggml_calls.h"
+#include "hot_costs.h"
+#include "hot_slab.h"
 
 #include <atomic>
 #include <cstdio>
@@ -20,8 +22,6 @@ namespace hot {
 // Up to this many tokens a batch counts as decoding: one token, or a few guessed ahead.
 constexpr int64_t DECODE_TOKENS = 8;
 
-enum expert_part { PART_UP, PART_GATE, PART_DOWN, N_PARTS };
-
 struct moe_layer {
     int     index     = -1;
     int64_t n_embd    = 0;
@@ -34,9 +34,7 @@ struct moe_layer {
     // Held shared while a chain runs, exclusively to change anything down to `n_resident`.
     // An upload needs no lock: it fills a slot that no map shows.
     std::shared_mutex     residency;
-    ggml_context *        slab_ctx              = nullptr;
-    ggml_backend_buffer * slab_buffer[N_PARTS]  = {};
-    ggml_tensor *         slab[N_PARTS]         = {};
+    expert_slab           slab;
     std::vector<int32_t>  slot_of;    // [n_experts], -1: not on the device
     std::vector<int32_t>  expert_in;  // [n_slots], -1: free
     std::atomic<int>      n_resident{ 0 };
@@ -62,10 +60,15 @@ struct hot_counters {
     std::atomic<uint64_t> prefill_misses{ 0 };
     std::atomic<uint64_t> uploads{ 0 };
     std::atomic<uint64_t> uploaded_nbytes{ 0 };
+    std::atomic<uint64_t> streamed_experts{ 0 };
+    std::atomic<uint64_t> streamed_nbytes{ 0 };
     std::atomic<uint64_t> cpu_ns{ 0 };     // computing the misses
     std::atomic<uint64_t> device_ns{ 0 };  // handing work to the device and waiting for its rows
     std::atomic<uint64_t> wait_ns{ 0 };    // of that, waiting after the CPU was done
 };
+
+// Whether experts that aren't resident go through the device for long prompts.
+enum hot_streaming { STREAM_NEVER, STREAM_WHERE_IT_PAYS, STREAM_ALWAYS };
 
 // For comparing the two ways of computing: nothing is counted as heat meanwhile.
 enum hot_trial { TRIAL_NONE, TRIAL_DIVIDED, TRIAL_ON_CPU };
@@ -73,7 +76,9 @@ enum hot_trial { TRIAL_NONE, TRIAL_DIVIDED, TRIAL_ON_CPU };
 struct hot_model {
     ggml_backend_device * device = nullptr;  // null: count heat, compute everything on the CPU
     hot_counters          counters;
+    stream_costs          costs;
     std::atomic<int>      trial{ TRIAL_NONE };
+    std::atomic<int>      streaming{ STREAM_WHERE_IT_PAYS };
 
     ~hot_model();
 
@@ -100,9 +105,8 @@ struct hot_model {
   private:
     std::vector<std::unique_ptr<moe_layer>> layers_;  // by index, null for a dense layer
 
-    std::mutex            uploading_;  // one placement at a time
-    ggml_backend *        uploader_ = nullptr;
-    ggml_backend_buffer * pinned_   = nullptr;
+    std::mutex                uploading_;  // one placement at a time
+    std::unique_ptr<uploader> uploader_;
 
     std::mutex               talking_;  // guards what follows
     std::vector<std::string> messages_;
@@ -110,11 +114,6 @@ struct hot_model {
     std::atomic<bool>        tracing_{ false };
     FILE *                   trace_ = nullptr;
 
-    void        free_slabs(moe_layer & layer);
-    std::string allocate_slabs(moe_layer & layer, int n_slots);
-    std::string unsupported(moe_layer & layer) const;
-    void        upload(moe_layer & layer, int slot, int expert);
-    void        upload_part(ggml_tensor * slab, const char * source, size_t offset, size_t nbytes);
 };
 
 }  // namespace hot
