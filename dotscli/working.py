@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,6 @@ def worker(terminal: Terminal, flags: WorkerFlags, as_json: bool) -> None:
         DotsError: it can't start, or llama.cpp's server has ended by itself.
     """
     from dotscli.engine import say_at_abort
-    from dotscli.engine.connections import clients, limit_waits
     from dotscli.engine.options import usable_cores
     from dotscli.engine.rpc import rpc_function
     from dotscli.engine.rpc_server import free_address, offered_devices, serving
@@ -43,28 +43,40 @@ def worker(terminal: Terminal, flags: WorkerFlags, as_json: bool) -> None:
     cache = _cache(terminal) if flags.cache else None
     terminal.shut_out_c()
     say_at_abort(lambda error: terminal.last_words(error.message, error.hint))
-    with serving(address, devices, n_threads, cache) as server:
-        if as_json:
-            terminal.json(_facts(address, devices, n_threads, cache))
-        else:
-            _show(terminal, address, devices, cache)
-        if not ipaddress.ip_address(address[0]).is_loopback:
-            terminal.warn(
-                "whoever reaches this address can use this machine and read what others compute "
-                "on it: there is no password and no encryption"
-            )
-        terminal.note("Ctrl-C ends it")
-        known: set[tuple[str, int]] = set()
-        while server.is_alive():
-            now = set(clients(address[1]))
-            for client in now - known:
-                limit_waits(client)
-                terminal.note(f"{client[0]} is connected")
-            for client in known - now:
-                terminal.note(f"{client[0]} has left")
-            known = now
-            server.join(LOOK_S)
+    try:
+        with serving(address, devices, n_threads, cache) as server:
+            if as_json:
+                terminal.json(_facts(address, devices, n_threads, cache))
+            else:
+                _show(terminal, address, devices, cache)
+            if not ipaddress.ip_address(address[0]).is_loopback:
+                terminal.warn(
+                    "whoever reaches this address can use this machine and read what others "
+                    "compute on it: there is no password and no encryption"
+                )
+            terminal.note("Ctrl-C ends it")
+            _watch(terminal, server, address[1])
+    except KeyboardInterrupt:
+        terminal.interrupted()
+        terminal.end_line()
+        raise
     raise DotsError("llama.cpp's server has ended by itself", hint="start it again")
+
+
+def _watch(terminal: Terminal, server: threading.Thread, port: int) -> None:
+    """Says who comes and goes, for as long as the server runs."""
+    from dotscli.engine.connections import clients, limit_waits
+
+    known: set[tuple[str, int]] = set()
+    while server.is_alive():
+        now = set(clients(port))
+        for client in now - known:
+            limit_waits(client)
+            terminal.note(f"{client[0]} is connected")
+        for client in known - now:
+            terminal.note(f"{client[0]} has left")
+        known = now
+        server.join(LOOK_S)
 
 
 def _cache(terminal: Terminal) -> Path:
