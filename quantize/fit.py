@@ -69,13 +69,13 @@ def fit(
         DotsError: not even the smallest types fit.
     """
     groups = free_groups(specs, overrides)
-    harms = _harms(groups, errors)
+    harm_of = harms(groups, errors)
     options = [
         [
             Option(sum(aligned(stored_nbytes(spec, kind)) for spec in group.specs), harm[kind])
             for kind in group.candidates
         ]
-        for group, harm in zip(groups, harms, strict=True)
+        for group, harm in zip(groups, harm_of, strict=True)
     ]
     free = {spec.name for group in groups for spec in group.specs}
     unchosen = Recipe(listed(budget.name, {}, {}), tuple(overrides))
@@ -98,7 +98,7 @@ def fit(
     chosen = spend(options, allowed - fixed)
     decisions = tuple(
         Decision(group, group.candidates[index], harm[group.candidates[index]])
-        for group, harm, index in zip(groups, harms, chosen, strict=True)
+        for group, harm, index in zip(groups, harm_of, chosen, strict=True)
     )
     return Fit(Recipe(_preset(budget.name, decisions), tuple(overrides)), decisions)
 
@@ -113,8 +113,11 @@ def _preset(name: str, decisions: Sequence[Decision]) -> Preset:
     return listed(name, types, n_weights)
 
 
-def _harms(groups: Sequence[Group], errors: Errors) -> list[Mapping[TensorType, float]]:
-    """Of every group as each of its types; a role's sensitivity is shared by its tensors."""
+def harms(groups: Sequence[Group], errors: Errors) -> list[Mapping[TensorType, float]]:
+    """The harm of every group as each of its candidates, in expected KL divergence (nats).
+
+    The sensitivity of a role is that of all its tensors together, so each has its share of it.
+    """
     n_tensors = Counter(place_of(spec.name)[1] for group in groups for spec in group.specs)
 
     def harm(spec: TensorSpec, kind: TensorType) -> float:

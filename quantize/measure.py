@@ -127,11 +127,11 @@ def _errors(
     spec, kinds, pieces = work
     n_columns = spec.shape[-1]
     entry = None if importance is None else importance.entries.get(spec.name)
-    used = entry is not None and entry.counts.any()
+    counts = np.ones(spec.n_experts) if entry is None or not entry.counts.any() else entry.counts
     error, power = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
     for piece in pieces:
         columns = None if importance is None else importance.row(spec.name, piece.expert)
-        count = float(entry.counts[piece.expert]) if entry is not None and used else 1.0
+        count = float(counts[piece.expert])
         weights = stored.floats(piece.source, piece.start, piece.nbytes)
         source, n_rows = weights.data.cast("B"), weights.size // n_columns
         for kind in kinds:

@@ -270,7 +270,10 @@ def test_an_interrupted_run_goes_on_with_the_same_choice(tmp_path: Path) -> None
     assert out.read_bytes() == whole.read_bytes()
 
 
-def test_the_command_shows_the_choice_and_the_file_has_its_name(tmp_path: Path) -> None:
+def test_the_command_shows_the_choice_and_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     folder = tiny.write_checkpoint(tmp_path / "tiny")
     shown = dots("quantize", str(folder), "--bpw", "5", "--dry-run")
     assert "ffn_gate_up_exps" in shown.stdout
@@ -280,6 +283,13 @@ def test_the_command_shows_the_choice_and_the_file_has_its_name(tmp_path: Path) 
     named = [name for group in document["groups"] for name in group["tensors"]]
     assert len(named) == len(set(named)) == 29
     assert all(group["harm"] >= 0 for group in document["groups"])
+    made = dots("quantize", str(folder), "--bpw", "5")
+    assert made.stdout == "tiny-5bpw.gguf\n"
+    assert "chosen: " in made.stderr
+    named = {tensor["name"]: tensor["type"] for tensor in document["tensors"]}
+    found = reference.read_tensors(tmp_path / "tiny-5bpw.gguf")
+    assert {name: kind for name, (kind, _) in found.items()} == named
+    assert dots("quantize", str(folder), "--size", "2M").stdout == "tiny-2.00MiB.gguf\n"
 
 
 @pytest.mark.parametrize(
