@@ -27,7 +27,7 @@ from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.imatrix_file import ImatrixFile, read_imatrix
 from dotscli.quantize.importance import load_importance
-from tests import tiny
+from tests import gguf_maker, tiny
 from tests.transcript import Transcript, command, dots, environment
 
 DATA = Path(__file__).parent / "data" / "imatrix"
@@ -312,3 +312,18 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(DotsError):
         read_imatrix(path)
+
+
+def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
+    """A damaged weight must not become an importance matrix, nor leave anything behind."""
+    made = gguf_maker.dots1()
+    shape, kind, data = made.tensors["blk.1.attn_norm.weight"]
+    made.tensors["blk.1.attn_norm.weight"] = (shape, kind, b"\xff" * len(data))
+    model = made.write(tmp_path / "nan.gguf")
+    (tmp_path / "text.txt").write_bytes(TEXT.read_bytes())
+    out = tmp_path / "out.gguf"
+    done = dots("calibrate", model, "-f", tmp_path / "text.txt", "-o", out, "-c", "64")
+    assert done.exit_status == 1
+    assert "what goes into blk.1.attn_" in done.stderr
+    assert "is not finite" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.gguf", "text.txt"]
