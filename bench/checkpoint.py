@@ -67,6 +67,7 @@ PRESETS = {
     ),
     "1g": Shape(layers=7, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32),
     "4g": Shape(layers=49, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32),
+    "8g": Shape(layers=91, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32),
     "decode": Shape(
         layers=14, hidden=1024, heads=16, dense_width=2784, expert_width=352, experts=32
     ),

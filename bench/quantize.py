@@ -6,8 +6,7 @@ against
 
 on the same random checkpoint, with the same threads, alternating, the page cache warm for both
 and the outputs removed between runs; a third side is `dots quantize` without its native
-quantizers. A second part quantizes a checkpoint of the same layer shapes with four times as many
-bytes and compares the peak memory of `dots quantize`.
+quantizers.
 
     python bench/quantize.py --converter-python PYTHON_WITH_TORCH    # writes docs/bench/quantize.md
 
@@ -20,10 +19,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shutil
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 from checkpoint import cached
@@ -31,8 +28,6 @@ from measure import (
     ROOT,
     Run,
     alternate,
-    dots,
-    dots_env,
     note,
     ratios,
     run,
@@ -43,11 +38,11 @@ from measure import (
     warm,
     write_report,
 )
+from passes import HEADER, MB, dots_quantize, folder_bytes, row
 from reference import Reference, cache_folder, reference
 
 TYPES = ("q4_k_m", "q4", "q4_0", "iq4_xs")
 NEAREST = {"q4": "q4_k_m"}  # llama-quantize's type for a recipe that only dots has
-MB = 1e6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,23 +58,7 @@ class Setting:
 
 
 def one_pass(at: Setting, native: bool = True) -> Run:
-    """The one pass; without the native quantizers every block goes through ggml's own."""
-    out = at.work / "ours.gguf"
-    out.unlink(missing_ok=True)
-    return run(
-        [
-            *dots(),
-            "quantize",
-            at.checkpoint,
-            "-o",
-            out,
-            "--type",
-            at.type,
-            "--threads",
-            str(at.threads),
-        ],
-        env=dots_env() | ({} if native else {"DOTS_NATIVE": "0"}),
-    )
+    return dots_quantize(at.checkpoint, at.work / "ours.gguf", at.type, at.threads, native=native)
 
 
 def convert(at: Setting) -> Run:
@@ -131,28 +110,6 @@ def two_steps(at: Setting, steps: dict[str, list[Run]]) -> Run:
     )
 
 
-def row(name: str, runs: list[Run], ratio: str) -> list[str]:
-    """One line of a table; sizes in MB (1e6 bytes)."""
-
-    def column(value: Callable[[Run], float | None]) -> str:
-        values = [v for v in map(value, runs) if v is not None]
-        return f"{statistics.median(values) / MB:,.0f}" if values else "?"
-
-    cpu = f"{statistics.median(r.cpu_s for r in runs):.1f}"
-    return [
-        name,
-        spread([r.wall_s for r in runs]),
-        cpu,
-        column(lambda r: r.peak_rss),
-        column(lambda r: r.peak_private),
-        column(lambda r: r.written),
-        ratio,
-    ]
-
-
-HEADER = ("", "wall s", "CPU s", "peak MB", "of it not page cache", "written MB", "time ratio")
-
-
 def compare(at: Setting, repeats: int) -> str:
     """The sides in turn; a table with all and with the steps of the first."""
     steps: dict[str, list[Run]] = {"converter": [], "llama-quantize": []}
@@ -178,29 +135,6 @@ def compare(at: Setting, repeats: int) -> str:
     )
 
 
-def memory(small: Setting, large: Setting, repeats: int) -> str:
-    """Peak memory of the one pass on two checkpoints, the second four times as large."""
-    rows = []
-    peaks: dict[str, list[float]] = {"peak_rss": [], "peak_private": []}
-    for at in (small, large):
-        runs = [one_pass(at) for _ in range(repeats)]
-        rows.append(row(f"{folder_bytes(at.checkpoint) / MB:,.0f} MB of weights", runs, ""))
-        for field, values in peaks.items():
-            values.append(max(getattr(r, field) or 0 for r in runs))
-    growth = {
-        field: (values[1] / values[0] - 1) * 100 if values[0] else float("nan")
-        for field, values in peaks.items()
-    }
-    return (
-        f"{table(HEADER, rows)}\n\nPeak resident memory grows by {growth['peak_rss']:+.1f} %, "
-        f"without mapped files by {growth['peak_private']:+.1f} %."
-    )
-
-
-def folder_bytes(checkpoint: Path) -> int:
-    return sum(path.stat().st_size for path in checkpoint.glob("*.safetensors"))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument(
@@ -209,11 +143,6 @@ def main() -> None:
         help="a Python with torch and transformers (default: this one)",
     )
     parser.add_argument("--preset", default="1g", help="checkpoint preset (default: %(default)s)")
-    parser.add_argument(
-        "--large",
-        default="4g",
-        help="preset of the memory comparison, '' for none (default: %(default)s)",
-    )
     parser.add_argument("--type", action="append", help=f"default: {', '.join(TYPES)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=5)
@@ -257,21 +186,6 @@ def main() -> None:
             at = dataclasses.replace(small, type=type)
             theirs = f" (llama-quantize: {NEAREST[type]})" if type in NEAREST else ""
             sections += [f"## {type}{theirs}", compare(at, options.repeats)]
-        if options.large:
-            note("memory")
-            large = dataclasses.replace(
-                small, checkpoint=cached(options.large, checkpoints, options.cache)
-            )
-            warm(large.checkpoint.iterdir())
-            sections += [
-                "## Memory of a checkpoint four times as large",
-                "`--type q4_k_m`",
-                memory(
-                    dataclasses.replace(small, type="q4_k_m"),
-                    dataclasses.replace(large, type="q4_k_m"),
-                    2,
-                ),
-            ]
     finally:
         shutil.rmtree(work)
     print("\n\n".join(sections))
