@@ -21,7 +21,7 @@ JOB_WEIGHTS = 1 << 20
 BASE_NBYTES = 256 << 20
 # Per weight of a job: mapped source (4), floats of a piece (4 at most), output (4 at most). Of a
 # source that is not plain floats there is less, and a piece of floats twice.
-_JOB_NBYTES_PER_WEIGHT = 12
+JOB_NBYTES_PER_WEIGHT = 12
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ def job_weights(plan: Plan, threads: int, max_memory: int) -> int:
         DotsError: not even one row per thread fits.
     """
     longest = max(tensor.shape[-1] for tensor in plan.tensors)
-    weights = (max_memory - BASE_NBYTES) // (threads * _JOB_NBYTES_PER_WEIGHT)
+    weights = (max_memory - BASE_NBYTES) // (threads * JOB_NBYTES_PER_WEIGHT)
     if weights < longest:
-        needed = BASE_NBYTES + threads * _JOB_NBYTES_PER_WEIGHT * longest
+        needed = BASE_NBYTES + threads * JOB_NBYTES_PER_WEIGHT * longest
         raise DotsError(
             f"{max_memory / 1e6:.0f} MB are too little memory for {threads} threads",
             hint=f"--max-memory {needed // 1_000_000 + 1}M, or fewer --threads",
