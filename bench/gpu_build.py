@@ -56,7 +56,7 @@ def pack(folder: Path, limit: int, python: str, have: Sequence[str]) -> None:
          f"llama-cpp-python=={LLAMA_CPP_PYTHON}")  # fmt: skip
     with (
         tarfile.open(fetched / f"{SDIST}.tar.gz") as source,
-        tarfile.open(folder / f"{SDIST}.tar.xz", "w:xz") as packed,
+        tarfile.open(folder / f"{SDIST}.tar.gz", "w:gz") as packed,
     ):
         for member in source:
             if not UNUSED.match(member.name):
@@ -126,7 +126,7 @@ def unpack(work: Path, packed: Path | None) -> None:
     if packed is None:
         _pip("download", "--no-deps", "--no-binary", "llama-cpp-python", "-d", work,
              f"llama-cpp-python=={LLAMA_CPP_PYTHON}")  # fmt: skip
-    [archive] = (packed or work).glob(f"{SDIST}.tar.*")
+    [archive] = (packed or work).glob(f"{SDIST}.tar.gz")
     part = work / "unpacking"
     shutil.rmtree(part, ignore_errors=True)
     with tarfile.open(archive) as tar:
