@@ -59,15 +59,17 @@ def published(state: dict[str, Tensor], shape: Shape) -> dict[str, Tensor]:
     }
 
 
-def config(shape: Shape) -> dict[str, object]:
-    """config.json with the keys of the release of June 2025."""
+def config(
+    shape: Shape, end_of_text: int = END_OF_TEXT, end_of_response: int = END_OF_RESPONSE
+) -> dict[str, object]:
+    """config.json with the keys of the release of June 2025; the ends are token ids."""
     return {
         "architectures": ["Dots1ForCausalLM"],
         "attention_bias": False,
         "attention_dropout": 0.0,
         "bos_token_id": None,
-        "eos_token_id": END_OF_RESPONSE,
-        "pad_token_id": END_OF_TEXT,
+        "eos_token_id": end_of_response,
+        "pad_token_id": end_of_text,
         "first_k_dense_replace": shape.first_k_dense_replace,
         "hidden_act": "silu",
         "hidden_size": shape.hidden_size,

@@ -10,7 +10,7 @@ tokenizers library.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from tokenizers import (
@@ -63,8 +63,11 @@ def texts() -> Iterator[str]:
             yield answer
 
 
-def train() -> Tokenizer:
-    """The tokenizer; tokens of at most 12 bytes, so that Chinese phrases do not become one."""
+def train(texts: Iterable[str], n_base: int = N_BASE) -> Tokenizer:
+    """The tokenizer; tokens of at most 12 bytes, so that Chinese phrases do not become one.
+
+    ``n_base`` tokens are learnt from the texts; the special ones follow them.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -80,21 +83,21 @@ def train() -> Tokenizer:
         add_prefix_space=False, use_regex=False, trim_offsets=False
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=N_BASE,
+        vocab_size=n_base,
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         max_token_length=12,
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts(), trainer)
-    if tokenizer.get_vocab_size() != N_BASE:
-        raise SystemExit(f"the text gave {tokenizer.get_vocab_size()} tokens, not {N_BASE}")
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() != n_base:
+        raise SystemExit(f"the text gave {tokenizer.get_vocab_size()} tokens, not {n_base}")
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in SPECIAL])
     return tokenizer
 
 
 def main() -> None:
     """Train and write both files."""
-    tokenizer = train()
+    tokenizer = train(texts())
     tokenizer.save(str(FOLDER / "tokenizer.json"))
     decoder = {
         str(tokenizer.token_to_id(t)): {
