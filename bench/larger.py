@@ -1,4 +1,4 @@
-"""Trains a dots.llm1 of 51M parameters on Python's standard library, for bench/quality.py.
+"""Trains a dots.llm1 of 38M parameters on Python's standard library, for bench/quality.py.
 
     python -m venv torch-env && torch-env/bin/pip install torch tokenizers safetensors -e .
     torch-env/bin/python bench/larger.py --work DIR --minutes 60
@@ -32,13 +32,13 @@ from dotscli.models.nano.tokenizer_train import train as train_tokenizer
 from dotscli.models.nano.train import BIAS_RATE, optimizers, rate, save
 
 SHAPE = Shape(
-    vocab_size=6144,
+    vocab_size=4096,
     hidden_size=512,
     num_hidden_layers=8,
     num_attention_heads=8,
     intermediate_size=1376,  # like the expert's width: whole blocks of 32, not of 256
     moe_intermediate_size=64,
-    n_routed_experts=48,
+    n_routed_experts=32,
 )
 N_BASE = SHAPE.vocab_size - len(SPECIAL)
 LENGTH = 512  # tokens in a row, as many as bench/quality.py evaluates at once
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, required=True)
-    parser.add_argument("--rows", type=int, default=8)
+    parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.manual_seed(1)

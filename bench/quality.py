@@ -1,0 +1,268 @@
+"""What quantizing costs: KL divergence, perplexity and top-1 agreement against size.
+
+    python bench/quality.py [--checkpoint DIR ...]      # rewrites docs/bench/quality.md
+
+For each checkpoint folder: an f32 GGUF as the reference, an importance matrix from its
+`calibration.txt`, every preset and every recipe of RECIPES with and without it, each evaluated on
+its `heldout.txt` (the nano model's texts are written anew from seeds no training used). Sizes are
+those of the same recipe on the shapes of dots.llm1, where routed experts are 95 % of the weights.
+--check compares the first figures with llama-perplexity --kl-divergence on the same text.
+
+Without --checkpoint: the nano model, and the model of bench/larger.py if it lies in the cache
+folder as `larger`. Needs bench/reference.py run once. GGUFs and scores are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from curve import Point, picture
+from divergence import (
+    CHUNK,
+    Floats,
+    Scores,
+    perplexity,
+    ratio,
+    reference_log_probabilities,
+    score,
+    tail,
+    uncertainty,
+)
+from measure import ROOT, dots, dots_env, machine, note, run, table
+from recipes import GROUPS, RECIPES, Recipe, presets, real_size
+from reference import cache_folder, reference
+
+REPORT = ROOT / "docs" / "bench" / "quality.md"
+NANO = ROOT / "models" / "nano"
+NANO_SEEDS = {"heldout.txt": 990_001, "calibration.txt": 990_002}
+NANO_TALKS = 1500
+BASELINE = "q4_k_m"
+CALIBRATION_CHUNKS = 150
+BLOCK = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One checkpoint and where what is made of it is kept."""
+
+    name: str
+    folder: Path
+    texts: Path
+    work: Path
+    threads: int
+
+    def gguf(self, recipe: Recipe, imatrix: Path | None = None) -> Path:
+        """The GGUF of a recipe, made unless it is there."""
+        tensors = recipe.types(self.folder, imatrix)
+        key = [tensors, recipe.budget, digest(imatrix) if imatrix else ""]
+        name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
+        path = self.work / f"{name}.gguf"
+        if not path.exists():
+            more = ["--imatrix", imatrix] if imatrix else []
+            run(
+                [*dots(), "quantize", self.folder, "-o", path, *recipe.arguments, *more,
+                 "--threads", str(self.threads)],
+                env=dots_env(),
+            )  # fmt: skip
+        return path
+
+
+@dataclass(frozen=True)
+class Result:
+    """One file that was scored."""
+
+    recipe: Recipe
+    with_importance: bool
+    scores: Scores
+
+
+def digest(path: Path) -> str:
+    """A hash of a file's bytes."""
+    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+
+
+def subject(folder: Path, cache: Path, threads: int) -> Subject:
+    """A checkpoint with its two texts; those of the nano model are written here."""
+    weights = "".join(digest(path) for path in sorted(folder.glob("*.safetensors")))
+    name = folder.resolve().name if folder.name != "model" else folder.resolve().parent.name
+    key = hashlib.blake2b(weights.encode(), digest_size=6).hexdigest()
+    work = cache / "quality" / f"{name}-{key}"
+    work.mkdir(parents=True, exist_ok=True)
+    if folder.resolve() != NANO.resolve():
+        return Subject(name, folder, folder, work, threads)
+    from dotscli.models.nano.text import render, talks
+
+    for file, seed in NANO_SEEDS.items():
+        text = "".join(render(talk) for talk in talks(seed, NANO_TALKS))
+        (work / file).write_text(text, "utf-8")
+    return Subject(name, folder, work, work, threads)
+
+
+def importance(model: Subject, base: Path) -> Path:
+    """The importance matrix of the calibration text."""
+    text = model.texts / "calibration.txt"
+    path = model.work / f"imatrix-{digest(text)}-{CALIBRATION_CHUNKS}.gguf"
+    if not path.exists():
+        run(
+            [reference().tool("llama-imatrix"), "-m", base, "-f", text, "-o", path, "-c", str(CHUNK),
+             "--chunks", str(CALIBRATION_CHUNKS), "-t", str(model.threads), "--parse-special",
+             "--no-ppl", "-ngl", "0"]
+        )  # fmt: skip
+    return path
+
+
+def measure(
+    model: Subject, recipes: Sequence[tuple[Recipe, bool]], n_chunks: int
+) -> tuple[float, list[Result]]:
+    """The reference's perplexity, and every recipe (with or without importance) scored."""
+    base = model.gguf(Recipe("f32", "f32"))
+    imatrix = importance(model, base)
+    text = (model.texts / "heldout.txt").read_text("utf-8")
+    kept = f"{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}-{n_chunks}"
+    chunks, theirs = reference_log_probabilities(base, text, n_chunks, model.threads)
+    results = []
+    for recipe, with_importance in recipes:
+        path = model.gguf(recipe, imatrix if with_importance else None)
+        scored = path.with_suffix(f".{kept}.npz")
+        if not scored.exists():
+            score(path, chunks, theirs, model.threads).save(scored)
+        results.append(Result(recipe, with_importance, Scores.load(scored)))
+        kl = results[-1].scores.kl.mean()
+        note(f"{model.name} {recipe.label}{' + imatrix' * with_importance}: KL {kl:.5f}")
+    following = np.array([chunk[CHUNK // 2 + 1 :] for chunk in chunks])
+    nll = -np.take_along_axis(theirs, following[..., None], -1)
+    return float(perplexity(nll.astype(np.float64))), results
+
+
+def plus_minus(value: float, error: float, digits: int) -> str:
+    return f"{value:.{digits}f} ± {error:.{digits}f}"
+
+
+def rows(results: Iterable[Result], against: Floats) -> Iterable[tuple[str, ...]]:
+    """A table row for each result; KL also as a ratio to `against`, the baseline's."""
+    for result in results:
+        scores, kl = result.scores, result.scores.kl
+        nbytes, bpw = real_size(result.recipe, result.with_importance)
+        yield (
+            f"`{result.recipe.label}`" + (" + imatrix" if result.with_importance else ""),
+            f"{nbytes / 1e9:.2f}" if nbytes else "",
+            f"{bpw:.3f}",
+            plus_minus(1e3 * kl.mean(), 1e3 * uncertainty(np.mean, kl), 2),
+            plus_minus(*ratio(kl, against), 3),
+            plus_minus(1e3 * float(np.median(kl)), 1e3 * uncertainty(np.median, kl), 3),
+            plus_minus(float(tail(kl)), uncertainty(tail, kl), 3),
+            plus_minus(100 * scores.same.mean(), 100 * uncertainty(np.mean, scores.same), 2),
+            plus_minus(float(perplexity(scores.nll)), uncertainty(perplexity, scores.nll), 3),
+        )
+
+
+HEADER = (
+    "recipe", "GB, real shapes", "bits per weight", "mean KL, mnat", "KL / Q4_K_M's",
+    "median KL, mnat", "99.9 % KL, nat", "same top token, %", "perplexity",
+)  # fmt: skip
+
+
+def section(model: Subject, base: float, results: Sequence[Result]) -> tuple[str, list[Point]]:
+    """One model's table, smallest file first, and its points of the curve."""
+    plain = [r for r in results if r.recipe.label not in GROUPS]
+    against = next(
+        r.scores.kl for r in plain if r.recipe.label == BASELINE and not r.with_importance
+    )
+    plain.sort(key=lambda r: (real_size(r.recipe, r.with_importance)[1], r.with_importance))
+    about = (
+        f"### {model.name}\n\nReference: f32, perplexity {base:.3f}; "
+        f"{against.size} tokens scored in {len(against)} chunks of {CHUNK}."
+    )
+    alone = [
+        (f"`{label}`", *(f"{1e3 * r.scores.kl.mean():.2f}" for r in results
+                         if r.recipe.label == label))
+        for label in GROUPS
+    ]  # fmt: skip
+    groups = "One group alone quantized, everything else f32 (mean KL, mnat):\n\n" + table(
+        ("group = type", "plain", "with imatrix"), alone
+    )
+    points = [
+        Point(r.recipe.label, real_size(r.recipe, r.with_importance)[1],
+              float(r.scores.kl.mean()), r.with_importance)
+        for r in plain
+        if real_size(r.recipe, r.with_importance)[1] < 6
+    ]  # fmt: skip
+    return "\n\n".join([about, table(HEADER, rows(plain, against)), groups]), points
+
+
+def check(model: Subject, n_chunks: int) -> str:
+    """The same file and text through llama-perplexity, beside this script's own figures."""
+    tool, base = reference().tool("llama-perplexity"), model.gguf(Recipe("f32", "f32"))
+    kept = model.work / "check.kld"
+    common = ["-f", model.texts / "heldout.txt", "-c", str(CHUNK), "-t", str(model.threads),
+              "--chunks", str(n_chunks), "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-ngl", "0",
+              "--kl-divergence-base", kept]  # fmt: skip
+    run([tool, "-m", base, *common])
+    recipe = Recipe(BASELINE, BASELINE)
+    said = run([tool, "-m", model.gguf(recipe), *common, "--kl-divergence"]).stdout
+    kept.unlink()
+    _, (ours,) = measure(model, [(recipe, False)], n_chunks)
+    scores = ours.scores
+    pairs = (
+        ("perplexity", r"Mean PPL\(Q\)\s*:\s*([\d.]+)", float(perplexity(scores.nll))),
+        ("mean KL", r"Mean\s+KLD:\s*([\d.]+)", scores.kl.mean()),
+        ("median KL", r"Median\s+KLD:\s*([\d.]+)", float(np.median(scores.kl))),
+        ("99.9 % KL", r"99\.9%\s+KLD:\s*([\d.]+)", float(tail(scores.kl))),
+        ("same top token, %", r"Same top p:\s*([\d.]+)", 100 * scores.same.mean()),
+    )
+    found = []
+    for name, pattern, value in pairs:
+        match = re.search(pattern, said)
+        if match is None:
+            raise SystemExit(f"llama-perplexity printed no {name}:\n{said[-2000:]}")
+        found.append((name, f"{value:.6f}", match[1]))
+    about = f"`{BASELINE}` of {model.name}, {n_chunks} chunks, by this script and llama-perplexity:"
+    return f"### Check\n\n{about}\n\n" + table(("", "here", "llama-perplexity"), found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
+    parser.add_argument("--checkpoint", type=Path, action="append", help="may be given repeatedly")
+    parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", help="regex: score these recipes only, print, write no report")
+    options = parser.parse_args()
+    cache = cache_folder()
+    larger = cache / "larger" / "model"
+    folders = options.checkpoint or [NANO, *([larger] if larger.exists() else [])]
+    wanted = [
+        (recipe, flag)
+        for recipe in (*presets(), *RECIPES, *GROUPS.values())
+        for flag in ((False, True) if recipe.takes_importance else (False,))
+        if re.search(options.only or "", recipe.label)
+    ]
+    sections, panels = [], []
+    for folder in folders:
+        model = subject(folder, cache, options.threads)
+        base, results = measure(model, wanted, options.chunks)
+        if options.only:
+            continue
+        text, points = section(model, base, results)
+        sections.append(text)
+        panels.append((f"{model.name}: KL divergence to f32", points))
+    if options.only:
+        return
+    sections.append(check(model, options.chunks))
+    title = "bits per weight on dots.llm1's shapes"
+    REPORT.with_suffix(".svg").write_text(picture(panels, title, "mean KL, nat"), "utf-8")
+    about = "\n".join(f"- {line}" for line in machine())
+    block = "\n\n".join([about, "![KL against bits per weight](quality.svg)", *sections])
+    old = REPORT.read_text("utf-8")
+    REPORT.write_text(BLOCK.sub(lambda m: f"{m[1]}{block}\n{m[2]}", old), "utf-8")
+    note(f"wrote {REPORT}")
+
+
+if __name__ == "__main__":
+    main()
