@@ -89,13 +89,13 @@ def digest(path: Path) -> str:
 
 
 def subject(folder: Path, cache: Path, threads: int) -> Subject:
-    """A checkpoint with its two texts; those of the nano model are written here."""
+    """A checkpoint with its two texts; where it has none, it gets those of the nano model."""
     weights = "".join(digest(path) for path in sorted(folder.glob("*.safetensors")))
     name = folder.resolve().name if folder.name != "model" else folder.resolve().parent.name
     key = hashlib.blake2b(weights.encode(), digest_size=6).hexdigest()
     work = cache / "quality" / f"{name}-{key}"
     work.mkdir(parents=True, exist_ok=True)
-    if folder.resolve() != NANO.resolve():
+    if (folder / "heldout.txt").exists():
         return Subject(name, folder, folder, work, threads)
     from dotscli.models.nano.text import render, talks
 
@@ -111,9 +111,9 @@ def importance(model: Subject, base: Path) -> Path:
     path = model.work / f"imatrix-{digest(text)}-{CALIBRATION_CHUNKS}.gguf"
     if not path.exists():
         run(
-            [reference().tool("llama-imatrix"), "-m", base, "-f", text, "-o", path, "-c", str(CHUNK),
-             "--chunks", str(CALIBRATION_CHUNKS), "-t", str(model.threads), "--parse-special",
-             "--no-ppl", "-ngl", "0"]
+            [reference().tool("llama-imatrix"), "-m", base, "-f", text, "-o", path,
+             "-c", str(CHUNK), "--chunks", str(CALIBRATION_CHUNKS), "-t", str(model.threads),
+             "--parse-special", "--no-ppl", "-ngl", "0"]
         )  # fmt: skip
     return path
 
