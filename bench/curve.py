@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from html import escape
 
 WIDTH, PANEL, MARGIN = 760, 420, 64
+LETTER = 5.6  # width of a character, about
 INK, GREY, PLAIN, IMPORTANCE = "#222", "#ddd", "#8a8f98", "#0b6e4f"
 
 
@@ -66,14 +67,23 @@ def panel(title: str, points: Sequence[Point], x_title: str, y_title: str) -> li
                 at = f"{y(value):.1f}"
                 out.append(f'<path d="M{MARGIN} {at}H{WIDTH - 20}" stroke="{GREY}"/>')
                 out.append(f'<text x="{MARGIN - 6}" y="{at}" text-anchor="end">{value:g}</text>')
-    taken: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p.bpw, p.kl)):
+    for recipe in points:  # a recipe's two points belong together
+        for other in points:
+            if other.label == recipe.label and other.with_importance > recipe.with_importance:
+                out.append(
+                    f'<path d="M{x(recipe.bpw):.1f} {y(recipe.kl):.1f}L{x(other.bpw):.1f} '
+                    f'{y(other.kl):.1f}" stroke="{PLAIN}" stroke-dasharray="2 2"/>'
+                )
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda p: (p.with_importance, p.bpw, p.kl)):
         px, py = x(point.bpw), y(point.kl)
         fill = IMPORTANCE if point.with_importance else PLAIN
-        text_y = free(px, py + 4, taken)
-        taken.append((px, text_y))
         out.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="4" fill="{fill}"/>')
-        out.append(f'<text x="{px + 7:.1f}" y="{text_y:.1f}">{escape(point.label)}</text>')
+        if not point.with_importance:  # every recipe has this point
+            left, right = px + 7, px + 7 + LETTER * len(point.label)
+            text_y = free(left, right, py + 4, taken)
+            taken.append((left, right, text_y))
+            out.append(f'<text x="{left:.1f}" y="{text_y:.1f}">{escape(point.label)}</text>')
     middle = PANEL / 2
     out.append(f'<text x="{WIDTH / 2}" y="{PANEL - 12}" text-anchor="middle">{x_title}</text>')
     out.append(f'<text transform="translate(14 {middle}) rotate(-90)" '
@@ -84,9 +94,9 @@ def panel(title: str, points: Sequence[Point], x_title: str, y_title: str) -> li
     return out
 
 
-def free(x: float, y: float, taken: Sequence[tuple[float, float]]) -> float:
+def free(left: float, right: float, y: float, taken: Sequence[tuple[float, float, float]]) -> float:
     """The nearest height above or below at which a label touches none that is written already."""
-    for shift in (0, 11, -11, 22, -22, 33, -33, 44, -44):
-        if all(abs(x - ax) > 70 or abs(y + shift - ay) >= 10.5 for ax, ay in taken):
+    for shift in (0, -11, 11, -22, 22, -33, 33, -44, 44):
+        if all(left > r or right < at or abs(y + shift - h) >= 10.5 for at, r, h in taken):
             return y + shift
     return y

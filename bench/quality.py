@@ -6,10 +6,11 @@ For each checkpoint folder: an f32 GGUF as the reference, an importance matrix f
 `calibration.txt`, every preset and every recipe of RECIPES with and without it, each evaluated on
 its `heldout.txt` (the nano model's texts are written anew from seeds no training used). Sizes are
 those of the same recipe on the shapes of dots.llm1, where routed experts are 95 % of the weights.
---check compares the first figures with llama-perplexity --kl-divergence on the same text.
+bench/perplexity_check.py compares the method with llama-perplexity.
 
-Without --checkpoint: the nano model, and the model of bench/larger.py if it lies in the cache
-folder as `larger`. Needs bench/reference.py run once. GGUFs and scores are kept in the cache.
+Without --checkpoint: the nano model, the same with its channels shuffled (bench/shuffle.py), and
+the model of bench/larger.py if it was trained with --work CACHE/larger. Needs bench/reference.py
+run once. GGUFs and scores are kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ from divergence import (
 from measure import ROOT, dots, dots_env, machine, note, run, table
 from recipes import GROUPS, RECIPES, Recipe, presets, real_size
 from reference import cache_folder, reference
+from shuffle import shuffle
 
 REPORT = ROOT / "docs" / "bench" / "quality.md"
 NANO = ROOT / "models" / "nano"
 NANO_SEEDS = {"heldout.txt": 990_001, "calibration.txt": 990_002}
 NANO_TALKS = 1500
 BASELINE = "q4_k_m"
+REFERENCE = Recipe("f32", "f32")
 CALIBRATION_CHUNKS = 150
 BLOCK = re.compile(r"(<!-- measured -->\n).*(<!-- end -->)", re.DOTALL)
 
@@ -122,7 +125,7 @@ def measure(
     model: Subject, recipes: Sequence[tuple[Recipe, bool]], n_chunks: int
 ) -> tuple[float, list[Result]]:
     """The reference's perplexity, and every recipe (with or without importance) scored."""
-    base = model.gguf(Recipe("f32", "f32"))
+    base = model.gguf(REFERENCE)
     imatrix = importance(model, base)
     text = (model.texts / "heldout.txt").read_text("utf-8")
     kept = f"{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}-{n_chunks}"
@@ -145,6 +148,11 @@ def plus_minus(value: float, error: float, digits: int) -> str:
     return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
+def in_millinats(kl: Floats) -> str:
+    """The mean, with its uncertainty."""
+    return plus_minus(1e3 * kl.mean(), 1e3 * uncertainty(np.mean, kl), 2)
+
+
 def rows(results: Iterable[Result], against: Floats) -> Iterable[tuple[str, ...]]:
     """A table row for each result; KL also as a ratio to `against`, the baseline's."""
     for result in results:
@@ -154,7 +162,7 @@ def rows(results: Iterable[Result], against: Floats) -> Iterable[tuple[str, ...]
             f"`{result.recipe.label}`" + (" + imatrix" if result.with_importance else ""),
             f"{nbytes / 1e9:.2f}" if nbytes else "",
             f"{bpw:.3f}",
-            plus_minus(1e3 * kl.mean(), 1e3 * uncertainty(np.mean, kl), 2),
+            in_millinats(kl),
             plus_minus(*ratio(kl, against), 3),
             plus_minus(1e3 * float(np.median(kl)), 1e3 * uncertainty(np.median, kl), 3),
             plus_minus(float(tail(kl)), uncertainty(tail, kl), 3),
@@ -181,12 +189,10 @@ def section(model: Subject, base: float, results: Sequence[Result]) -> tuple[str
         f"{against.size} tokens scored in {len(against)} chunks of {CHUNK}."
     )
     alone = [
-        (f"`{label}`", *(f"{1e3 * r.scores.kl.mean():.2f}" for r in results
-                         if r.recipe.label == label))
-        for label in GROUPS
-    ]  # fmt: skip
-    groups = "One group alone quantized, everything else f32 (mean KL, mnat):\n\n" + table(
-        ("group = type", "plain", "with imatrix"), alone
+        (r.recipe.label, in_millinats(r.scores.kl)) for r in results if r.recipe.label in GROUPS
+    ]
+    groups = "One group alone quantized, everything else f32, no importance matrix:\n\n" + table(
+        ("group", "mean KL, mnat"), alone
     )
     points = [
         Point(r.recipe.label, real_size(r.recipe, r.with_importance)[1],
@@ -197,46 +203,23 @@ def section(model: Subject, base: float, results: Sequence[Result]) -> tuple[str
     return "\n\n".join([about, table(HEADER, rows(plain, against)), groups]), points
 
 
-def check(model: Subject, n_chunks: int) -> str:
-    """The same file and text through llama-perplexity, beside this script's own figures."""
-    tool, base = reference().tool("llama-perplexity"), model.gguf(Recipe("f32", "f32"))
-    kept = model.work / "check.kld"
-    common = ["-f", model.texts / "heldout.txt", "-c", str(CHUNK), "-t", str(model.threads),
-              "--chunks", str(n_chunks), "-ctk", "f32", "-ctv", "f32", "-fa", "off", "-ngl", "0",
-              "--kl-divergence-base", kept]  # fmt: skip
-    run([tool, "-m", base, *common])
-    recipe = Recipe(BASELINE, BASELINE)
-    said = run([tool, "-m", model.gguf(recipe), *common, "--kl-divergence"]).stdout
-    kept.unlink()
-    _, (ours,) = measure(model, [(recipe, False)], n_chunks)
-    scores = ours.scores
-    pairs = (
-        ("perplexity", r"Mean PPL\(Q\)\s*:\s*([\d.]+)", float(perplexity(scores.nll))),
-        ("mean KL", r"Mean\s+KLD:\s*([\d.]+)", scores.kl.mean()),
-        ("median KL", r"Median\s+KLD:\s*([\d.]+)", float(np.median(scores.kl))),
-        ("99.9 % KL", r"99\.9%\s+KLD:\s*([\d.]+)", float(tail(scores.kl))),
-        ("same top token, %", r"Same top p:\s*([\d.]+)", 100 * scores.same.mean()),
-    )
-    found = []
-    for name, pattern, value in pairs:
-        match = re.search(pattern, said)
-        if match is None:
-            raise SystemExit(f"llama-perplexity printed no {name}:\n{said[-2000:]}")
-        found.append((name, f"{value:.6f}", match[1]))
-    about = f"`{BASELINE}` of {model.name}, {n_chunks} chunks, by this script and llama-perplexity:"
-    return f"### Check\n\n{about}\n\n" + table(("", "here", "llama-perplexity"), found)
+def default_checkpoints(cache: Path) -> list[Path]:
+    """What is measured unless other folders are named."""
+    shuffled, larger = cache / "nano-shuffled", cache / "larger" / "model"
+    if not shuffled.exists():
+        shuffle(NANO, shuffled)
+    return [NANO, shuffled, *([larger] if larger.exists() else [])]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
     parser.add_argument("--checkpoint", type=Path, action="append", help="may be given repeatedly")
-    parser.add_argument("--chunks", type=int, default=40)
+    parser.add_argument("--chunks", type=int, default=20)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", help="regex: score these recipes only, print, write no report")
     options = parser.parse_args()
     cache = cache_folder()
-    larger = cache / "larger" / "model"
-    folders = options.checkpoint or [NANO, *([larger] if larger.exists() else [])]
+    folders = options.checkpoint or default_checkpoints(cache)
     wanted = [
         (recipe, flag)
         for recipe in (*presets(), *RECIPES, *GROUPS.values())
@@ -254,7 +237,6 @@ def main() -> None:
         panels.append((f"{model.name}: KL divergence to f32", points))
     if options.only:
         return
-    sections.append(check(model, options.chunks))
     title = "bits per weight on dots.llm1's shapes"
     REPORT.with_suffix(".svg").write_text(picture(panels, title, "mean KL, nat"), "utf-8")
     about = "\n".join(f"- {line}" for line in machine())

@@ -18,7 +18,7 @@ from dotscli.quantize.presets import PRESETS
 from dotscli.quantize.recipe import Recipe as Rules
 
 REAL = ROOT / "tests" / "data" / "dots.llm1.inst"
-EXACT = ("f32", "f16", "bf16", "q8_0")  # an importance matrix changes nothing
+UNWEIGHED = ("f32", "f16", "bf16", "q8_0", "mxfp4_moe")  # an importance matrix changes nothing
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Recipe:
     @property
     def takes_importance(self) -> bool:
         """Whether an importance matrix can change the file."""
-        return self.type not in EXACT or bool(self.tensor_types)
+        return self.type not in UNWEIGHED
 
     @property
     def arguments(self) -> list[str]:
@@ -67,30 +67,32 @@ def presets() -> tuple[Recipe, ...]:
     return tuple(Recipe(p.name, p.name) for p in PRESETS if p.name != "f32")
 
 
-def mixture(label: str, gate_up: str, down: str, rest: str, output: str = "") -> Recipe:
-    """Routed gate and up, routed down, everything else, and perhaps the output by itself."""
-    overrides = (f"ffn_(gate|up)_exps={gate_up}", f"ffn_down_exps={down}")
-    return Recipe(label, "q8_0", (*overrides, f"^output={output or rest}", f".={rest}"))
-
-
-RECIPES = (
-    mixture("q4k+nl, rest q6_k", "q4_k", "iq4_nl", "q6_k"),
-    mixture("q4k+nl, rest q8_0", "q4_k", "iq4_nl", "q8_0"),
-    mixture("xs+q5_0, rest q6_k", "iq4_xs", "q5_0", "q6_k"),
-    mixture("xs+q5_0, rest q8_0", "iq4_xs", "q5_0", "q8_0"),
-    mixture("xs+nl, rest q8_0", "iq4_xs", "iq4_nl", "q8_0"),
-    mixture("q4k+q5_0, rest q8_0", "q4_k", "q5_0", "q8_0"),
-)
-
-GROUPS = {
-    label: Recipe(label, "f32", (label,))
-    for label in (
-        "attn_=q4_k", "attn_=q6_k", "attn_=q8_0",
-        "_shexp=q4_k", "_shexp=q6_k", "_shexp=q8_0",
-        "^output=q4_k", "^output=q6_k", "^output=q8_0",
-        "token_embd=q4_k", "token_embd=q6_k", "token_embd=q8_0",
-        "ffn_(gate|up|down).weight=q4_k", "ffn_(gate|up|down).weight=q6_k",
-        "ffn_(gate|up)_exps=iq4_xs", "ffn_(gate|up)_exps=q4_k", "ffn_(gate|up)_exps=q5_k",
-        "ffn_down_exps=iq4_nl", "ffn_down_exps=q5_0", "ffn_down_exps=q5_1", "ffn_down_exps=q8_0",
+NOT_EXPERTS = "^(?!.*_exps)"
+RECIPES = tuple(
+    Recipe(label, "q4", overrides)
+    for label, overrides in (
+        ("q4, rest q5_k", (f"{NOT_EXPERTS}=q5_k",)),
+        ("q4, embd output q8_0", ("^(token_embd|output)=q8_0",)),
+        ("q4, attn embd output q8_0", ("attn_|^token_embd|^output=q8_0",)),
+        ("q4, rest q8_0", (f"{NOT_EXPERTS}=q8_0",)),
+        ("q4, xs + q5_0", ("(gate|up)_exps=iq4_xs", "down_exps=q5_0")),
+        ("q4, xs + q5_0, rest q8_0",
+         ("(gate|up)_exps=iq4_xs", "down_exps=q5_0", f"{NOT_EXPERTS}=q8_0")),
+        ("q4, down q5_0", ("down_exps=q5_0",)),
     )
-}  # fmt: skip
+)  # fmt: skip
+
+_PARTS = (  # each by itself: a name, the tensors, the types
+    ("attention", "attn_", ("q4_k", "q6_k", "q8_0")),
+    ("output", "^output", ("q4_k", "q6_k", "q8_0")),
+    ("embedding", "token_embd", ("q4_k", "q6_k", "q8_0")),
+    ("dense layer", r"ffn_(gate|up|down)\.", ("q4_k", "q6_k", "q8_0")),
+    ("shared experts", "_shexp", ("q4_k", "q6_k", "q8_0")),
+    ("routed gate and up", "ffn_(gate|up)_exps", ("iq4_xs", "q4_k", "q5_k")),
+    ("routed down", "ffn_down_exps", ("iq4_nl", "q5_0", "q5_1", "q8_0")),
+)
+GROUPS = {
+    f"{name}: {kind.upper()}": Recipe(f"{name}: {kind.upper()}", "f32", (f"{pattern}={kind}",))
+    for name, pattern, kinds in _PARTS
+    for kind in kinds
+}

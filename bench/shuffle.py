@@ -56,7 +56,7 @@ def shuffled(name: str, values: NDArray[np.generic], head_dim: int) -> NDArray[n
     return values
 
 
-def shuffle(path: Path, out: Path, head_dim: int) -> None:
+def shuffle_file(path: Path, out: Path, head_dim: int) -> None:
     """One safetensors file; header and sizes stay as they are."""
     data = path.read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
@@ -71,19 +71,24 @@ def shuffle(path: Path, out: Path, head_dim: int) -> None:
     out.write_bytes(made)
 
 
+def shuffle(checkpoint: Path, folder: Path) -> None:
+    """The whole checkpoint, into a new folder."""
+    config = json.loads((checkpoint / "config.json").read_text("utf-8"))
+    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    folder.mkdir(parents=True)
+    for path in checkpoint.iterdir():
+        if path.suffix == ".safetensors":
+            shuffle_file(path, folder / path.name, head_dim)
+        elif path.suffix in (".json", ".txt"):
+            shutil.copyfile(path, folder / path.name)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path, help="a new folder")
     options = parser.parse_args()
-    config = json.loads((options.checkpoint / "config.json").read_text("utf-8"))
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    options.folder.mkdir(parents=True)
-    for path in options.checkpoint.iterdir():
-        if path.suffix == ".safetensors":
-            shuffle(path, options.folder / path.name, head_dim)
-        elif path.suffix in (".json", ".txt"):
-            shutil.copyfile(path, options.folder / path.name)
+    shuffle(options.checkpoint, options.folder)
 
 
 if __name__ == "__main__":
