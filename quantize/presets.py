@@ -142,27 +142,28 @@ def _mxfp4_moe(place: Place) -> TensorType:
 
 
 def _q4(place: Place) -> TensorType:
-    """4-bit experts, and what every token passes through wider; 4.65 bits per weight at most.
+    """4-bit experts, and what every token passes through wider; 4.67 bits per weight.
 
     94 % of the weights are experts. Their gate and up rows (4096) take Q4_K. Down rows (1408) fit
     no block of 256; of the types with blocks of 32, IQ4_NL errs least: 7.7 % (relative root mean
     square, gaussian weights) at 4.5 bits, where Q4_0 has 8.6 %, MXFP4 11.5 % and Q4_1 7.8 % at 5.0.
     It is slow to make, and no slower to compute. What is left of the budget goes where it removes
-    most error per byte: attention, shared experts, dense layers and embeddings, which every token
-    uses, at Q6_K (1.8 % instead of Q4_K's 7.2 %), and the down experts of the first eighth, whose
-    errors every later layer sees, at Q5_0 (4.3 %).
+    most error per byte, as docs/bench/quality.md measures: attention, shared experts and dense
+    layers, which every token uses, at Q6_K (1.8 % instead of Q4_K's 7.2 %), embeddings and output
+    at Q8_0, and the down experts of the first eighth, whose errors every later layer sees, at Q5_0
+    (4.3 %). Attention at Q8_0 would be closer still, but every token reads it.
     """
     if place.role.endswith("_exps"):
         if place.is_ffn_down and place.in_first_eighth:
             return Q5_0
         return Q4_K if place.n_columns % Q4_K.block == 0 else IQ4_NL
-    return Q6_K
+    return Q8_0 if place.role in ("token_embd", "output") else Q6_K
 
 
 PRESETS = tuple(
     Preset(*row)
     for row in (
-        ("q4", 15, _q4, "the default: 4-bit experts, everything else 6-bit, 4.64 bits per weight"),
+        ("q4", 15, _q4, "the default: 4-bit experts, the rest 6 or 8 bits, 4.67 bits per weight"),
         ("f32", 0, _everywhere(F32), "as exact as the checkpoint, four bytes a weight"),
         ("f16", 1, _everywhere(F16), "half floats"),
         ("bf16", 32, _everywhere(BF16), "the published weights, bit for bit"),
