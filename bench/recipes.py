@@ -67,20 +67,18 @@ def presets() -> tuple[Recipe, ...]:
     return tuple(Recipe(p.name, p.name) for p in PRESETS if p.name != "f32")
 
 
-NOT_EXPERTS = "^(?!.*_exps)"
+_NOT_EXPERTS = "^(?!.*_exps)"
 RECIPES = tuple(
-    Recipe(label, "q4", overrides)
+    Recipe(f"q4, {label}", "q4", overrides)
     for label, overrides in (
-        ("q4, rest q5_k", (f"{NOT_EXPERTS}=q5_k",)),
-        ("q4, embd output q8_0", ("^(token_embd|output)=q8_0",)),
-        ("q4, attn embd output q8_0", ("attn_|^token_embd|^output=q8_0",)),
-        ("q4, rest q8_0", (f"{NOT_EXPERTS}=q8_0",)),
-        ("q4, xs + q5_0", ("(gate|up)_exps=iq4_xs", "down_exps=q5_0")),
-        ("q4, xs + q5_0, rest q8_0",
-         ("(gate|up)_exps=iq4_xs", "down_exps=q5_0", f"{NOT_EXPERTS}=q8_0")),
-        ("q4, down q5_0", ("down_exps=q5_0",)),
+        ("rest q5_k", (f"{_NOT_EXPERTS}=q5_k",)),
+        ("rest q6_k", (f"{_NOT_EXPERTS}=q6_k",)),
+        ("attn q8_0", ("attn_=q8_0",)),
+        ("rest q8_0", (f"{_NOT_EXPERTS}=q8_0",)),
+        ("xs + q5_0", ("(gate|up)_exps=iq4_xs", "down_exps=q5_0")),
+        ("down q5_0", ("down_exps=q5_0",)),
     )
-)  # fmt: skip
+)
 
 _PARTS = (  # each by itself: a name, the tensors, the types
     ("attention", "attn_", ("q4_k", "q6_k", "q8_0")),
