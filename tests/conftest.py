@@ -53,7 +53,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Such a device counts as a GPU from then on, and one whose worker is gone ends the process of
     whoever asks how much memory it has.
     """
-    items.sort(key=lambda item: item.path.name == "test_hot_exact.py")
+    items.sort(key=lambda item: item.path.name in ("test_hot_exact.py", "test_hot_stream.py"))
 
 
 @pytest.fixture(scope="session")
