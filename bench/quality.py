@@ -9,8 +9,8 @@ those of the same recipe on the shapes of dots.llm1, where routed experts are 95
 bench/perplexity_check.py compares the method with llama-perplexity.
 
 Without --checkpoint: the nano model, the same with its channels shuffled (bench/shuffle.py), and
-the model of bench/larger.py if it was trained with --work CACHE/larger. Needs bench/reference.py
-run once. GGUFs and scores are kept in the cache folder.
+the model of bench/larger.py if it was trained with --work CACHE/larger. GGUFs and scores are kept
+in the cache folder.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from divergence import (
 )
 from measure import ROOT, dots, dots_env, machine, note, run, table
 from recipes import GROUPS, RECIPES, Recipe, presets, real_size
-from reference import cache_folder, reference
+from reference import cache_folder
 from shuffle import shuffle
 
 REPORT = ROOT / "docs" / "bench" / "quality.md"
@@ -64,7 +64,7 @@ class Subject:
     def gguf(self, recipe: Recipe, imatrix: Path | None = None) -> Path:
         """The GGUF of a recipe, made unless it is there."""
         tensors = recipe.types(self.folder, imatrix)
-        key = [tensors, recipe.budget, digest(imatrix) if imatrix else ""]
+        key = [tensors, digest(imatrix) if imatrix else ""]
         name = hashlib.blake2b(json.dumps(key).encode(), digest_size=8).hexdigest()
         path = self.work / f"{name}.gguf"
         if not path.exists():
@@ -111,12 +111,13 @@ def subject(folder: Path, cache: Path, threads: int) -> Subject:
 def importance(model: Subject, base: Path) -> Path:
     """The importance matrix of the calibration text."""
     text = model.texts / "calibration.txt"
-    path = model.work / f"imatrix-{digest(text)}-{CALIBRATION_CHUNKS}.gguf"
+    path = model.work / f"calibrated-{digest(text)}-{CALIBRATION_CHUNKS}.gguf"
     if not path.exists():
         run(
-            [reference().tool("llama-imatrix"), "-m", base, "-f", text, "-o", path,
-             "-c", str(CHUNK), "--chunks", str(CALIBRATION_CHUNKS), "-t", str(model.threads),
-             "--parse-special", "--no-ppl", "-ngl", "0"]
+            [*dots(), "calibrate", base, "-f", text, "-o", path, "--ctx-size", str(CHUNK),
+             "--chunks", str(CALIBRATION_CHUNKS), "--threads", str(model.threads),
+             "--parse-special"],
+            env=dots_env(),
         )  # fmt: skip
     return path
 

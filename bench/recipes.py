@@ -1,6 +1,7 @@
 """Which recipes bench/quality.py compares, and what each costs on the shapes of dots.llm1.
 
-A new point is a line of RECIPES: a label and the arguments of `dots quantize`.
+A new point is a line of RECIPES: a label and the arguments of `dots quantize`. Budgets (`--bpw`)
+are compared in bench/budget.py, which counts tensors with their bytes in dots.llm1.
 """
 
 from __future__ import annotations
@@ -27,13 +28,11 @@ class Recipe:
 
     Attributes:
         type: a preset. tensor_types: overrides REGEX=TYPE.
-        budget: further arguments, such as ("--bpw", "4.25"); types then depend on the weights.
     """
 
     label: str
     type: str
     tensor_types: tuple[str, ...] = ()
-    budget: tuple[str, ...] = ()
 
     @property
     def takes_importance(self) -> bool:
@@ -44,19 +43,17 @@ class Recipe:
     def arguments(self) -> list[str]:
         """Those of `dots quantize`."""
         overrides = [part for text in self.tensor_types for part in ("--tensor-type", text)]
-        return ["--type", self.type, *overrides, *self.budget]
+        return ["--type", self.type, *overrides]
 
     def types(self, folder: Path, imatrix: Path | None) -> list[tuple[str, str]]:
-        """Name and type of every tensor, before a budget."""
+        """Name and type of every tensor."""
         found = plan_checkpoint(folder, self.type, tensor_types=self.tensor_types, imatrix=imatrix)
         return [(tensor.name, tensor.type.name) for tensor in found.tensors]
 
 
 @functools.cache
 def real_size(recipe: Recipe, with_importance: bool) -> tuple[int, float]:
-    """Bytes of all tensors and bits per weight on dots.llm1's shapes; with a budget, its bits."""
-    if recipe.budget:
-        return 0, float(recipe.budget[1])
+    """Bytes of all tensors and bits per weight on dots.llm1's shapes."""
     rules = Rules.preset(recipe.type, recipe.tensor_types)
     found = plan(Dots1.load(REAL), None, rules, with_importance)
     return found.total_bytes, found.bpw
