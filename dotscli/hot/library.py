@@ -90,7 +90,10 @@ def start() -> tuple[ctypes.CDLL | None, str]:
         library, libllama = ctypes.CDLL(str(ours)), ctypes.CDLL(str(llama))
     except OSError as error:
         return None, str(error)
-    _declare(library)
+    try:
+        _declare(library)
+    except AttributeError:  # it lacks a function: an installation in place, whose sources went on
+        return None, f"{ours} is of another version than dots; install dots again"
     problem = library.dots_hot_start(ctypes.c_void_p(libllama._handle))
     return (None, problem.decode()) if problem else (library, "")
 
