@@ -180,11 +180,11 @@ class Terminal:
 
     def last_words(self, message: str, hint: str = "") -> None:
         """The error with which the process ends on the spot, its context managers left open."""
-        self._shown.erase()
         self._give_keys_back()
         self.error(message, hint)
 
     def _say(self, text: str, style: str) -> None:
+        self._shown.erase()  # a progress line would stay before the text; it is drawn anew
         if self.stdout_is_tty and self.stderr_is_tty:
             self.end_line()  # both are one screen: never in the middle of the answer's line
         text = printable(text)

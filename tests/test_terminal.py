@@ -89,6 +89,18 @@ def test_quiet_keeps_errors_and_warnings() -> None:
     assert t.stderr.getvalue() == "warning: careful\nerror: wrong\n"
 
 
+def test_a_note_never_stands_behind_a_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dotscli.progress.QUIET_S", 0)
+    t = terminal(tty=True, NO_COLOR="1")
+    with t.progress("work", 10) as progress:
+        progress.update(5)
+        t.note("note")
+        progress.update(6)
+    assert re.fullmatch(
+        r"\rwork  50 %[^\r]*\x1b\[K\r\x1b\[Knote\n\rwork  60 %.*", t.stderr.getvalue(), re.DOTALL
+    )
+
+
 def test_a_note_never_breaks_into_the_line_of_an_answer() -> None:
     t = terminal(tty=True, NO_COLOR="1")
     t.write("half a line")
