@@ -18,27 +18,23 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "bench"))
+import numpy as np
+from divergence import ratio, reference_log_probabilities, score, uncertainty
+from measure import ROOT, machine, table
+from sensitivity import drained
 
-import numpy as np  # noqa: E402
-from divergence import ratio, reference_log_probabilities, score, uncertainty  # noqa: E402
-from measure import machine, table  # noqa: E402
-from sensitivity import drained  # noqa: E402
-
-from dotscli.models.dots1 import Dots1  # noqa: E402
-from dotscli.models.tensors import TensorSpec  # noqa: E402
-from dotscli.quantize import quantize_checkpoint  # noqa: E402
-from dotscli.quantize.budget import Option, spend  # noqa: E402
-from dotscli.quantize.fit import free_groups, harms  # noqa: E402
-from dotscli.quantize.importance import load_importance  # noqa: E402
-from dotscli.quantize.listed import place_of  # noqa: E402
-from dotscli.quantize.measure import measure  # noqa: E402
-from dotscli.quantize.plan import plan, stored_nbytes  # noqa: E402
-from dotscli.quantize.recipe import Recipe, quantizable  # noqa: E402
-from dotscli.quantize.shards import Shards  # noqa: E402
-from dotscli.quantize.types import TensorType  # noqa: E402
+from dotscli.models.dots1 import Dots1
+from dotscli.models.tensors import TensorSpec
+from dotscli.quantize import quantize_checkpoint
+from dotscli.quantize.budget import Option, spend
+from dotscli.quantize.fit import free_groups, harms
+from dotscli.quantize.importance import load_importance
+from dotscli.quantize.listed import place_of
+from dotscli.quantize.measure import measure
+from dotscli.quantize.plan import plan, stored_nbytes
+from dotscli.quantize.recipe import Recipe, quantizable
+from dotscli.quantize.shards import Shards
+from dotscli.quantize.types import TensorType
 
 REAL = Dots1.load(ROOT / "tests" / "data" / "dots.llm1.inst")
 N_REAL = sum(spec.n_elements for spec in REAL.tensors())

@@ -12,25 +12,21 @@ the activations costs), is divided by the mean relative error of the role's tens
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Generator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "bench"))
+from divergence import reference_log_probabilities, score, uncertainty
+from measure import ROOT
 
-from divergence import reference_log_probabilities, score, uncertainty  # noqa: E402
-
-from dotscli.models.dots1 import Dots1  # noqa: E402
-from dotscli.models.tensors import naming_of  # noqa: E402
-from dotscli.quantize import quantize_checkpoint  # noqa: E402
-from dotscli.quantize.importance import load_importance  # noqa: E402
-from dotscli.quantize.listed import place_of  # noqa: E402
-from dotscli.quantize.measure import Errors, measure  # noqa: E402
-from dotscli.quantize.recipe import quantizable  # noqa: E402
-from dotscli.quantize.shards import Shards  # noqa: E402
-from dotscli.quantize.types import type_named  # noqa: E402
+from dotscli.models.dots1 import Dots1
+from dotscli.models.tensors import naming_of
+from dotscli.quantize import quantize_checkpoint
+from dotscli.quantize.importance import load_importance
+from dotscli.quantize.listed import place_of
+from dotscli.quantize.measure import Errors, measure
+from dotscli.quantize.recipe import quantizable
+from dotscli.quantize.shards import Shards
+from dotscli.quantize.types import type_named
 
 FLOOR = "Q8_0"
 TYPES = ("MXFP4", "Q4_0")  # coarse ones that fit every row
