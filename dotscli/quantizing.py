@@ -61,6 +61,7 @@ def show_plan(terminal: Terminal, checkpoint: Path, flags: QuantizeFlags, json: 
         budget=flags.budget(),
         split_max_size=flags.split_max_size,
         threads=flags.threads,
+        blend=flags.blend,
     )
     plan, fit = _followed(terminal, steps)
     for warning in plan.warnings:

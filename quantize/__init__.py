@@ -107,6 +107,7 @@ def plan_steps(
     budget: Budget | None = None,
     split_max_size: int | None = None,
     threads: int = 0,
+    blend: bool = True,
 ) -> Generator[Measuring | Fit, None, Plan]:
     """The same, returned in the end; with a budget the weights must be there and are measured.
 
@@ -115,4 +116,6 @@ def plan_steps(
     """
     from dotscli.quantize.checkpoint import plan_steps
 
-    return plan_steps(folder, type, tuple(tensor_types), imatrix, budget, split_max_size, threads)
+    return plan_steps(
+        folder, type, tuple(tensor_types), imatrix, budget, split_max_size, threads, blend
+    )

@@ -6,6 +6,7 @@ The only module of quantize/ that knows all others; it holds no rule of its own.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,12 +91,13 @@ def plan_steps(
     budget: Budget | None,
     split_max_size: int | None,
     threads: int,
+    blend: bool,
 ) -> Generator[Measuring | Fit, None, Plan]:
     """See `dotscli.quantize.plan_steps`."""
     recipe = _recipe(type, tensor_types)
     if path.name == "config.json":
         path = path.parent
-    importance = _load_importance(imatrix)
+    importance = _load_importance(imatrix, blend)
     # A folder without weights is planned from its config; with some, they must be complete.
     if path.is_file() or any(path.glob("*.safetensors")):
         given = open_input(path)
@@ -114,7 +116,8 @@ def plan_steps(
         fp8_layout(path)  # refuses what is quantized in another way
         decided = plan(model, None, recipe, importance is not None)
     if importance is not None:
-        importance.check(tensor.spec for tensor in decided.tensors)
+        found = importance.check(tensor.spec for tensor in decided.tensors)
+        decided = replace(decided, warnings=(*decided.warnings, *found))
     return decided
 
 
@@ -126,7 +129,7 @@ def _recipe(type: str, tensor_types: tuple[str, ...]) -> Recipe:
     return Recipe(preset_of_gguf(Path(type)), overrides)
 
 
-def _load_importance(imatrix: Path | None, blend: bool = True) -> ImportanceMatrix | None:
+def _load_importance(imatrix: Path | None, blend: bool) -> ImportanceMatrix | None:
     if imatrix is None:
         return None
     from dotscli.quantize.importance import THIN_TOKENS, load_importance

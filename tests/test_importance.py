@@ -12,10 +12,12 @@ import pytest
 
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
-from dotscli.quantize import plan_checkpoint, quantize_checkpoint
+from dotscli.quantize import plan_checkpoint, plan_steps, quantize_checkpoint
 from dotscli.quantize.against import MatrixError, compare
+from dotscli.quantize.budget import Budget
 from dotscli.quantize.convert import Started
 from dotscli.quantize.coverage import LayerCoverage, coverage
+from dotscli.quantize.fit import Fit
 from dotscli.quantize.importance import THIN_TOKENS, ImportanceMatrix, load_importance
 from dotscli.quantize.presets import PRESETS
 from tests import reference, tiny
@@ -107,6 +109,23 @@ def test_thin_experts_equal_llama_quantize_without_blending(
         *_, last = compare(path, checkpoint, ["blk.3.ffn_up_exps.weight"], imatrix)
         assert isinstance(last, MatrixError)
         assert last.n_different == 0
+
+
+@pytest.mark.parametrize("blend", [True, False])
+def test_a_dry_run_weighs_and_warns_as_the_pass_does(
+    blend: bool, checkpoint: Path, tmp_path: Path
+) -> None:
+    thin_matrix(checkpoint, tmp_path / "i.gguf", 3)
+    options = {"imatrix": tmp_path / "i.gguf", "budget": Budget(bpw=5.0), "blend": blend}
+    *_, planned = plan_steps(checkpoint, **options)
+    made = list(quantize_checkpoint(checkpoint, tmp_path / "o.gguf", **options))
+    [chosen] = (event for event in made if isinstance(event, Fit))
+    assert isinstance(planned, Fit)
+    assert planned.decisions == chosen.decisions  # with the harm that is left, to the last bit
+    warnings = next(event for event in made if isinstance(event, Started)).warnings
+    assert any("blended" in warning for warning in warnings) is blend
+    if blend:
+        assert plan_checkpoint(checkpoint, imatrix=tmp_path / "i.gguf").warnings == warnings
 
 
 def test_keys_say_where_it_came_from(checkpoint: Path, tmp_path: Path) -> None:
