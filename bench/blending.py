@@ -13,7 +13,7 @@ equal weights, for gate and up, which read the same input, and for down.
 
     python bench/blending.py               # writes docs/bench/blending.md, 2 minutes
 
-The constants in quantize/importance.py come from this table.
+The constants in quantize/imatrix/importance.py come from this table.
 """
 
 from __future__ import annotations

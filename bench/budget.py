@@ -26,14 +26,14 @@ from sensitivity import drained
 from dotscli.models.dots1 import Dots1
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.budget import Option, spend
-from dotscli.quantize.fit import free_groups, harms
-from dotscli.quantize.importance import load_importance
-from dotscli.quantize.listed import place_of
-from dotscli.quantize.measure import measure
+from dotscli.quantize.fit.fit import free_groups, harms
+from dotscli.quantize.fit.knapsack import Option, spend
+from dotscli.quantize.fit.measure import measure
+from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.plan import plan, stored_nbytes
-from dotscli.quantize.recipe import Recipe, quantizable
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.recipe.recipe import Recipe, quantizable
+from dotscli.quantize.recipe.types_of_file import place_of
+from dotscli.quantize.source.shards import Shards
 from dotscli.quantize.types import TensorType
 
 REAL = Dots1.load(ROOT / "tests" / "data" / "dots.llm1.inst")

@@ -47,7 +47,7 @@ from upstream_equal import compare_tensors
 from dotscli.engine import Engine, EngineOptions
 from dotscli.engine.collect import Collector
 from dotscli.engine.lib import llama
-from dotscli.quantize.imatrix_file import read_imatrix
+from dotscli.quantize.imatrix.file import read_imatrix
 
 CHUNK = 512
 MOST = 1.5  # what collecting may cost, in evaluations without it

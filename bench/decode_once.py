@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 
 from dotscli.engine import Engine, EngineOptions
-from dotscli.sampling import Sampling
+from dotscli.engine.sampling import Sampling
 
 
 def main() -> None:

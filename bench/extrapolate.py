@@ -38,10 +38,10 @@ from reference import cache_folder
 
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import jobs
-from dotscli.quantize.codec import Codec
 from dotscli.quantize.plan import Plan, plan
-from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.safetensors_header import Entry, ShardTensor
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.rows.codec import Codec
+from dotscli.quantize.source.safetensors_header import Entry, ShardTensor
 from dotscli.quantize.types import TensorType, type_named
 
 REAL = ROOT / "tests/data/dots.llm1.inst"

@@ -20,7 +20,7 @@ from gpu_once import Task
 from measure import ROOT, dots, note, run
 
 from dotscli.engine import Engine, EngineOptions
-from dotscli.hot.budget import file_cost
+from dotscli.hot.model_cost import file_cost
 from dotscli.models.gguf_file import read_gguf
 
 NANO = ROOT / "models" / "nano"

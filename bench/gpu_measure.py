@@ -21,7 +21,7 @@ from gpu_model import Routing, facts_of, heat_of
 from gpu_once import Task
 from measure import ROOT, note
 
-from dotscli.hot.budget import ModelCost, file_cost
+from dotscli.hot.model_cost import ModelCost, file_cost
 from dotscli.hot.placement import MARGIN, MARGIN_SHARE, Placement, Request, place
 from dotscli.models.gguf_file import read_gguf
 

@@ -25,10 +25,11 @@ from checkpoint import Shape, config
 from numpy.typing import NDArray
 from traces import repeated, top_share
 
-from dotscli.hot import heat_store, plugin
+from dotscli.hot import heat_store
+from dotscli.hot.backend import plugin
 from dotscli.hot.heat import Heat
 from dotscli.quantize import plan_checkpoint
-from dotscli.quantize.codec import Codec
+from dotscli.quantize.rows.codec import Codec
 from dotscli.quantize.types import TensorType
 from tests.dots1_gguf import Run, Type, header, log
 

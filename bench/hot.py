@@ -31,7 +31,7 @@ from reference import cache_folder
 
 sys.path.insert(0, str(ROOT))
 
-from dotscli.hot import plugin
+from dotscli.hot.backend import plugin
 from tests.dots1_gguf import Run, Type, batches, log, write_model
 
 Clock = Callable[[], float]

@@ -17,8 +17,8 @@ from collections.abc import Callable
 import numpy as np
 from measure import ROOT, note, other_load, ratios, spread, table, write_report
 
-from dotscli.quantize import codec, native
-from dotscli.quantize.native import Native
+from dotscli.quantize.rows import codec, native
+from dotscli.quantize.rows.native import Native
 from dotscli.quantize.types import TensorType
 
 REPORT = ROOT / "docs/bench/quantizers.md"

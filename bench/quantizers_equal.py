@@ -17,9 +17,9 @@ import numpy as np
 from measure import ROOT, note, table, write_report
 from numpy.typing import NDArray
 
-from dotscli.quantize import codec, native
-from dotscli.quantize.native import Native
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.rows import codec, native
+from dotscli.quantize.rows.native import Native
+from dotscli.quantize.source.shards import Shards
 from dotscli.quantize.types import IQ4_NL, TensorType
 
 sys.path.insert(0, str(ROOT))

@@ -15,8 +15,8 @@ from measure import ROOT
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint
 from dotscli.quantize.plan import plan
-from dotscli.quantize.presets import PRESETS
-from dotscli.quantize.recipe import Recipe as Rules
+from dotscli.quantize.recipe.presets import PRESETS
+from dotscli.quantize.recipe.recipe import Recipe as Rules
 
 REAL = ROOT / "tests" / "data" / "dots.llm1.inst"
 UNWEIGHED = ("f32", "f16", "bf16", "q8_0", "mxfp4_moe")  # an importance matrix changes nothing

@@ -5,8 +5,8 @@
 For every role a GGUF is made in which only that role's tensors are quantized and all others are
 f32. Its KL divergence from the f32 model, less that of the role as Q8_0 (which is what rounding
 the activations costs), is divided by the mean relative error of the role's tensors, as
-`dotscli.quantize.measure` has it. Two types tell whether the quotient is a constant. The figures of
-`quantize/sensitivity.py` come from here.
+`dotscli.quantize.fit.measure` has it. Two types tell whether the quotient is a constant. The
+figures of `quantize/fit/sensitivity.py` come from here.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from measure import ROOT
 from dotscli.models.dots1 import Dots1
 from dotscli.models.tensors import naming_of
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.importance import load_importance
-from dotscli.quantize.listed import place_of
-from dotscli.quantize.measure import Errors, measure
-from dotscli.quantize.recipe import quantizable
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.fit.measure import Errors, measure
+from dotscli.quantize.imatrix.importance import load_importance
+from dotscli.quantize.recipe.recipe import quantizable
+from dotscli.quantize.recipe.types_of_file import place_of
+from dotscli.quantize.source.shards import Shards
 from dotscli.quantize.types import type_named
 
 FLOOR = "Q8_0"

@@ -14,7 +14,7 @@ from dotscli.errors import ExitStatus
 def main() -> NoReturn:
     """Run the command; does not return."""
     try:
-        from dotscli.cli import main as run
+        from dotscli.cli.app import main as run
     except KeyboardInterrupt:
         raise SystemExit(int(ExitStatus.INTERRUPTED)) from None
     run()

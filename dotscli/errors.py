@@ -1,7 +1,7 @@
 """The one exception that users see: a sentence that says what is wrong, and the next step.
 
-Libraries raise `DotsError`; `dotscli.cli.main` alone catches it and prints one `error:` line and
-one `hint:` line. This module imports nothing of the package, so every layer may use it.
+Libraries raise `DotsError`; `dotscli.cli.app.main` alone catches it and prints one `error:` line
+and one `hint:` line. This module imports nothing of the package, so every layer may use it.
 """
 
 from __future__ import annotations
@@ -33,3 +33,8 @@ class DotsError(Exception):
         self.message = message
         self.hint = hint
         self.exit_status = int(exit_status)
+
+
+def usage(message: str, hint: str) -> DotsError:
+    """An error in how the command was called: exit status 2."""
+    return DotsError(message, hint, ExitStatus.USAGE)

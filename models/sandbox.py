@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from dotscli.errors import DotsError
-from dotscli.models.budget import Budget, RefusalError
+from dotscli.models.template_limits import Budget, RefusalError
 
 MAX_SOURCE = 256 * 1024  # characters; the longest published templates have about 20,000
 

@@ -1,8 +1,8 @@
 """compare(): makes the tensors of a GGUF again from its checkpoint and compares the bytes.
 
 The types are those of the file, so a file of any recipe can be compared. On the way the error of
-every matrix is measured, as `dotscli.quantize.error` defines it: weighted by the importance matrix
-that the file was made with, if there is one.
+every matrix is measured, as `dotscli.quantize.rows.error` defines it: weighted by the importance
+matrix that the file was made with, if there is one.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
 from dotscli.quantize.encoder import Encoder
-from dotscli.quantize.error import ErrorAndPower, relative_error
-from dotscli.quantize.importance import THIN_KEY, load_importance
-from dotscli.quantize.inputs import Input, open_input
+from dotscli.quantize.imatrix.importance import THIN_KEY, load_importance
 from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
 from dotscli.quantize.plan import Plan, TensorPlan
-from dotscli.quantize.recipe import Recipe
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.rows.error import ErrorAndPower, relative_error
+from dotscli.quantize.source.inputs import Input, open_input
+from dotscli.quantize.threads import default_threads, in_order
 from dotscli.quantize.types import TYPES
 from dotscli.quantize.verify import check_names, read_at
-from dotscli.quantize.workers import default_threads, in_order
 
 _BY_ID = {kind.id: kind for kind in TYPES}
 

@@ -15,18 +15,18 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.checksums import Sums, tensor_checksums
 from dotscli.quantize.encoder import Encoder, Importance
-from dotscli.quantize.error import ErrorAndPower
-from dotscli.quantize.identity import identity, sources
 from dotscli.quantize.jobs import Job, job_weights, jobs
-from dotscli.quantize.journal import Journal
-from dotscli.quantize.layout import layouts
-from dotscli.quantize.output import Output
+from dotscli.quantize.output.checksums import Sums, tensor_checksums
+from dotscli.quantize.output.error_report import ErrorReport
+from dotscli.quantize.output.identity import identity, sources
+from dotscli.quantize.output.journal import Journal
+from dotscli.quantize.output.layout import layouts
+from dotscli.quantize.output.output import Output
 from dotscli.quantize.plan import Plan
-from dotscli.quantize.report import ErrorReport
-from dotscli.quantize.weights import Weights
-from dotscli.quantize.workers import default_threads, in_order
+from dotscli.quantize.rows.error import ErrorAndPower
+from dotscli.quantize.source.source import Weights
+from dotscli.quantize.threads import default_threads, in_order
 
 DEFAULT_MAX_MEMORY = 4 << 30
 

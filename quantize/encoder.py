@@ -14,15 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.quantize.codec import DTYPES, BadValue, Codec
-from dotscli.quantize.error import ErrorAndPower, source_error
 from dotscli.quantize.jobs import Job, piece_weights
 from dotscli.quantize.plan import Plan
-from dotscli.quantize.weights import Weights
+from dotscli.quantize.rows.codec import BadValue, Codec
+from dotscli.quantize.rows.error import ErrorAndPower, source_error
+from dotscli.quantize.source.source import Weights
+from dotscli.quantize.types import DTYPES
 
 
 class Importance(Protocol):
-    """Weights of columns, as `dotscli.quantize.importance.ImportanceMatrix` has them."""
+    """Weights of columns, as `dotscli.quantize.imatrix.importance.ImportanceMatrix` has them."""
 
     def row(self, name: str, expert: int) -> NDArray[np.float32] | None:
         """One weight per column of that expert, or None if nothing is known of the tensor."""
@@ -69,7 +70,7 @@ class Encoder:
 
     def error(self, job: Job, data: bytes | memoryview) -> ErrorAndPower:
         """How far the job's bytes, as a file holds them, are from its weights; weighted by the
-        importance of the columns, where there is one (see `dotscli.quantize.error`).
+        importance of the columns, where there is one (see `dotscli.quantize.rows.error`).
         """
         tensor = self.plan.tensors[job.tensor]
         columns = self._columns(job)

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dotscli.errors import DotsError
-from dotscli.quantize.codec import PIECE_WEIGHTS
 from dotscli.quantize.plan import Plan, TensorPlan
-from dotscli.quantize.weights import Weights
+from dotscli.quantize.rows.codec import PIECE_WEIGHTS
+from dotscli.quantize.source.source import Weights
 
 JOB_WEIGHTS = 1 << 20
 

@@ -11,10 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dotscli.models.tensors import Naming, Sizes, TensorSpec, tensor_specs
-from dotscli.quantize.codec import DTYPES
-from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.types import TensorType
-from dotscli.quantize.weights import Weights
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.source.source import Weights
+from dotscli.quantize.types import DTYPES, TensorType
 
 ALIGNMENT = 32  # GGUF's default for the start of a tensor
 

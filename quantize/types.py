@@ -59,6 +59,7 @@ MXFP4 = TensorType("MXFP4", 39, 32, 17)
 
 TYPES = (F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0, Q4_K, Q4_1, Q4_0, IQ4_NL, IQ4_XS, MXFP4,
          Q3_K, Q2_K)  # fmt: skip
+DTYPES = ("BF16", "F16", "F32")  # of a checkpoint, which go to the quantizers as they are
 _BY_NAME = {t.name: t for t in TYPES}
 
 # Where a row is no multiple of 256, llama-quantize takes these (llama-quant.cpp,

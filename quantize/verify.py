@@ -16,9 +16,9 @@ from pathlib import Path
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufArray, GgufFile, GgufTensor, read_gguf, read_one
-from dotscli.quantize.checksums import KEY, N_HEADER, checksum, matrix_checksum
-from dotscli.quantize.gguf_header import tensor_info
-from dotscli.quantize.workers import default_threads, in_order
+from dotscli.quantize.output.checksums import KEY, N_HEADER, checksum, matrix_checksum
+from dotscli.quantize.output.gguf_header import tensor_info
+from dotscli.quantize.threads import default_threads, in_order
 
 _U64 = 10  # gguf_type
 

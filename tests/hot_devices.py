@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dotscli.hot import library
+from dotscli.hot.backend import library
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVE = """

@@ -16,18 +16,18 @@ from hypothesis import strategies as st
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint, plan_steps, quantize_checkpoint
-from dotscli.quantize.budget import Budget, Option, least_nbytes, most_nbytes, spend
-from dotscli.quantize.codec import Codec
 from dotscli.quantize.convert import Resumed, TensorDone
-from dotscli.quantize.decode import decode
-from dotscli.quantize.fit import Fit, fit
-from dotscli.quantize.groups import groups_of
-from dotscli.quantize.importance import load_importance
-from dotscli.quantize.measure import Measuring, measure, sample
+from dotscli.quantize.fit.fit import Fit, fit
+from dotscli.quantize.fit.knapsack import Budget, Option, least_nbytes, most_nbytes, spend
+from dotscli.quantize.fit.measure import Measuring, measure, sample
+from dotscli.quantize.fit.sensitivity import ROLES
+from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.plan import Plan, plan
-from dotscli.quantize.recipe import Override, quantizable
-from dotscli.quantize.sensitivity import ROLES
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.recipe.groups import groups_of
+from dotscli.quantize.recipe.recipe import Override, quantizable
+from dotscli.quantize.rows.codec import Codec
+from dotscli.quantize.rows.decode import decode
+from dotscli.quantize.source.shards import Shards
 from dotscli.quantize.types import type_named
 from tests import reference, tiny
 from tests.test_dots1 import REAL

@@ -19,14 +19,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dotscli import calibration
 from dotscli.engine import Engine
 from dotscli.engine.collect_sums import dense_sums, expert_sums
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.imatrix_file import ImatrixFile, read_imatrix
-from dotscli.quantize.importance import load_importance
+from dotscli.quantize.imatrix import sums as calibration
+from dotscli.quantize.imatrix.file import ImatrixFile, read_imatrix
+from dotscli.quantize.imatrix.importance import load_importance
 from tests import gguf_maker, tiny
 from tests.transcript import Transcript, command, dots, environment
 

@@ -19,8 +19,8 @@ import pytest
 from dotscli import catalog
 from dotscli.engine import devices
 from dotscli.errors import DotsError
-from dotscli.hot.plugin import unavailable
-from dotscli.options import parse_size
+from dotscli.hot.backend.plugin import unavailable
+from dotscli.options.shared import parse_size
 from tests import tiny
 from tests.transcript import command, dots, dots_process, environment
 
@@ -32,8 +32,8 @@ HEAVY = ("llama_cpp", "numpy", "gguf", "rich", "jinja2", "prompt_toolkit", "psut
 def test_help_loads_nothing_heavy(words: list[str]) -> None:
     program = (
         "import sys\n"
-        "from dotscli.cli import run\n"
-        "from dotscli.terminal import Terminal\n"
+        "from dotscli.cli.app import run\n"
+        "from dotscli.terminal.terminal import Terminal\n"
         f"status = run({words!r}, Terminal.system())\n"
         f"print('loaded:', [name for name in {HEAVY!r} if name in sys.modules], status)\n"
     )

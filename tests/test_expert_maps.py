@@ -11,13 +11,13 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from dotscli import expert_figures as figures
-from dotscli.expert_maps import colour_lines, error_map, heat_map, rgb, shade_lines
 from dotscli.hot import heat_store
 from dotscli.hot.heat import Heat
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.report import TensorErrors
-from dotscli.text import COLOUR
+from dotscli.quantize.output.error_report import TensorErrors
+from dotscli.terminal.text import COLOUR
+from dotscli.views import expert_figures as figures
+from dotscli.views.expert_maps import colour_lines, error_map, heat_map, rgb, shade_lines
 from tests.test_importance import measurements, write
 from tests.transcript import dots
 

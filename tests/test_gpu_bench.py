@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from gpu_model import REAL, TINY, Routing, fitting, plan, write_model
 
-from dotscli.hot.budget import file_cost
+from dotscli.hot.model_cost import file_cost
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import read_gguf
 

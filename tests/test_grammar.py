@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dotscli.engine import Engine, json_schema_grammar
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
-from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import ids, load, run, text
 

@@ -17,7 +17,8 @@ import pytest
 llama_cpp = pytest.importorskip("llama_cpp")
 
 from dotscli.errors import DotsError  # noqa: E402  # after the check that there is a llama_cpp
-from dotscli.hot import heat_store, library, plugin  # noqa: E402
+from dotscli.hot import heat_store  # noqa: E402
+from dotscli.hot.backend import library, plugin  # noqa: E402
 from tests.dots1_gguf import Run, Type, batches, find_device, log, write_model  # noqa: E402
 from tests.hot_devices import compiler  # noqa: E402
 

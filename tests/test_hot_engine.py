@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 
 from dotscli.catalog import nano_checkpoint
-from dotscli.engine import Engine, EngineOptions, HotOptions, hot_choice
-from dotscli.engine import hot as engine_hot
+from dotscli.engine import Engine, EngineOptions, HotOptions
 from dotscli.engine.devices import Device, registered
-from dotscli.engine.hot_choice import Decision, choose
+from dotscli.engine.hot import choice as hot_choice
+from dotscli.engine.hot import experts as engine_hot
+from dotscli.engine.hot.choice import Decision, choose
 from dotscli.errors import DotsError
-from dotscli.hot import heat_store, library
-from dotscli.hot.budget import ModelCost, file_cost
+from dotscli.hot import heat_store
+from dotscli.hot.backend import library
 from dotscli.hot.heat import Heat
 from dotscli.hot.kept_heat import HALF_LIFE, KeptHeat
+from dotscli.hot.model_cost import ModelCost, file_cost
 from dotscli.models.gguf_file import GgufFile, read_gguf
 from dotscli.quantize import quantize_checkpoint
 from tests.dots1_gguf import Type, write_model
@@ -156,8 +158,8 @@ def test_the_nano_model_answers_the_same(tmp_path: Path) -> None:
 
 OFF = """
 import sys
-from dotscli.cli import run
-from dotscli.terminal import Terminal
+from dotscli.cli.app import run
+from dotscli.terminal.terminal import Terminal
 status = run(sys.argv[1:], Terminal.system())
 print(status, sorted(name for name in sys.modules if name.startswith("dotscli.hot.p")))
 print(any("libdots_hot" in line for line in open("/proc/self/maps")))
@@ -231,7 +233,7 @@ def test_who_asked_hears_why_not(
     assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
     [line] = reasons(EngineOptions(hot=on_cpu(1000)))
     assert line == "hot experts are off: an expert takes 72.5 KiB"
-    monkeypatch.setattr("dotscli.hot.plugin.unavailable", lambda: "ggml 9.9 is not 0.25")
+    monkeypatch.setattr("dotscli.hot.backend.plugin.unavailable", lambda: "ggml 9.9 is not 0.25")
     [line] = reasons(EngineOptions(hot=on_cpu(MIB)))
     assert line == "hot experts are off: ggml 9.9 is not 0.25"
 
@@ -242,7 +244,7 @@ def test_a_backend_that_refuses_is_a_warning_and_stock(
     def refuse(*_: object) -> None:
         raise DotsError("hot experts: another model is being loaded")
 
-    monkeypatch.setattr("dotscli.hot.plugin.HotBackend.open", refuse)
+    monkeypatch.setattr("dotscli.hot.backend.plugin.HotBackend.open", refuse)
     said: list[str] = []
     with load(model, on_cpu(MIB), said) as engine:
         assert engine.hot is None
@@ -258,7 +260,7 @@ def test_a_device_without_memory_is_a_warning_and_the_cpu(
 
     with load(model, None) as engine:
         expected = engine.logits(TOKENS)
-    monkeypatch.setattr("dotscli.hot.plugin.HotModel.reserve", refuse)
+    monkeypatch.setattr("dotscli.hot.backend.plugin.HotModel.reserve", refuse)
     said: list[str] = []
     with load(model, on_cpu(MIB), said) as engine:
         np.testing.assert_array_equal(engine.logits(TOKENS), expected)
@@ -568,7 +570,7 @@ import sys
 from pathlib import Path
 from dotscli.engine import Engine, EngineOptions, HotOptions
 from dotscli.engine import load as engine_load
-from dotscli.sampling import Sampling
+from dotscli.engine.sampling import Sampling
 from tests.hot_devices import rpc_device
 engine_load.may_crash_with_amx = lambda: True
 def run(hot):

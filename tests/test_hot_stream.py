@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from dotscli.hot import library, plugin
-from dotscli.hot.plugin import HotModel, Streaming
+from dotscli.hot.backend import library, plugin
+from dotscli.hot.backend.plugin import HotModel, Streaming
 from tests.dots1_gguf import Run, batches, log, write_model
 from tests.hot_devices import ROOT, LaggingDevice, compiler, has_rpc, rpc_device
 from tests.test_hot_exact import N_EXPERTS, TYPES, Type, assert_same, make_resident

@@ -21,7 +21,7 @@ from dotscli.errors import DotsError
 from dotscli.models.metadata import metadata
 from dotscli.models.vocab import Vocab
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
-from dotscli.quantize.gguf_header import gguf_header
+from dotscli.quantize.output.gguf_header import gguf_header
 from tests import tiny
 
 Header = dict[str, Any]

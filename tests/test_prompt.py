@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.oneshot import question
-from dotscli.terminal import Terminal
+from dotscli.commands.prompt import question
+from dotscli.terminal.terminal import Terminal
 from tests import tiny
 from tests.transcript import command, dots, dots_process, environment, on_a_terminal, plain
 

@@ -12,10 +12,10 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint
-from dotscli.quantize.codec import Codec
 from dotscli.quantize.plan import ALIGNMENT, Plan, plan
-from dotscli.quantize.presets import PRESETS
-from dotscli.quantize.recipe import Recipe
+from dotscli.quantize.recipe.presets import PRESETS
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.rows.codec import Codec
 from dotscli.quantize.types import TYPES, fitting, type_named
 from tests import tiny
 from tests.test_dots1 import REAL

@@ -20,9 +20,10 @@ import pytest
 
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
-from dotscli.quantize import journal, quantize_checkpoint
+from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.convert import Event, Finished, Progress, Resumed, Started, TensorDone
-from dotscli.quantize.writer import PartFile
+from dotscli.quantize.output import journal
+from dotscli.quantize.output.part_file import PartFile
 from tests import tiny
 from tests.transcript import dots
 
@@ -456,7 +457,7 @@ def test_a_signal_while_the_part_is_opened_leaves_nothing(
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dotscli.quantize.writer.lock_file", interrupted)
+    monkeypatch.setattr("dotscli.quantize.output.part_file.lock_file", interrupted)
     with pytest.raises(KeyboardInterrupt), PartFile(tmp_path / "o.gguf", 1 << 20):
         pass
     assert not list(tmp_path.iterdir())

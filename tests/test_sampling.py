@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from dotscli.engine.sampling import MAX_SEED, Sampling
 from dotscli.errors import DotsError
-from dotscli.sampling import MAX_SEED, Sampling
 
 
 def test_the_defaults_are_those_of_llama_cpp_in_its_order() -> None:

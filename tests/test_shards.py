@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.quantize.safetensors_header import DTYPE_NBITS, parse_header, read_header
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.source.safetensors_header import DTYPE_NBITS, parse_header, read_header
+from dotscli.quantize.source.shards import Shards
 from tests import tiny
 
 

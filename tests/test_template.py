@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.models import budget, sandbox
+from dotscli.models import sandbox
+from dotscli.models import template_limits as budget
 from dotscli.models.template import DOTS1_TEMPLATE, Segment, render, segments
 
 HELLO = [{"role": "user", "content": "hi"}]

@@ -15,7 +15,7 @@ from dotscli.engine import Engine, EngineOptions
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.checksums import KEY, checksum
+from dotscli.quantize.output.checksums import KEY, checksum
 from dotscli.quantize.types import TYPES
 from dotscli.quantize.verify import Damaged, matrices, verify
 from tests import reference, tiny
@@ -190,8 +190,8 @@ def test_errors_equal_those_of_the_package_gguf(kind: object, tmp_path: Path) ->
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    from dotscli.quantize.codec import Codec
-    from dotscli.quantize.decode import decode
+    from dotscli.quantize.rows.codec import Codec
+    from dotscli.quantize.rows.decode import decode
     from dotscli.quantize.types import TensorType
 
     assert isinstance(kind, TensorType)

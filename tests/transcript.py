@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dotscli.cli import run
-from dotscli.terminal import Terminal
+from dotscli.cli.app import run
+from dotscli.terminal.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 # ggml's threads wait for each other by spinning: on a busy machine two are far slower than one.

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
-from dotscli.engine.load import MAX_OUTPUTS
 from dotscli.engine.log import log
+from dotscli.engine.options import MAX_OUTPUTS
 from dotscli.errors import DotsError
 
 if TYPE_CHECKING:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dotscli.engine.decode import Decoder
 from dotscli.engine.sampler import Sampler
+from dotscli.engine.stream import Piece, Stats, TextStream
 from dotscli.engine.vocab import Vocabulary
-from dotscli.stream import Piece, Stats, TextStream
 
 if TYPE_CHECKING:
-    from dotscli.engine.hot import HotExperts
+    from dotscli.engine.hot.experts import HotExperts
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.cpu import may_crash_with_amx
 from dotscli.engine.devices import Device, has_gpu, registered
-from dotscli.engine.hot_choice import HotChoice, choose
+from dotscli.engine.hot.choice import HotChoice, choose
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
-from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
-from dotscli.engine.placement import override_array
-from dotscli.engine.rpc import add_rpc, any_lost
+from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, MAX_OUTPUTS, MAX_UBATCH, EngineOptions
+from dotscli.engine.overrides import override_array
+from dotscli.engine.rpc.client import add_rpc, any_lost
 from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size, free_memory
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
@@ -29,10 +29,8 @@ from dotscli.models.gguf_file import GgufFile
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
-    from dotscli.engine.hot import HotExperts
+    from dotscli.engine.hot.experts import HotExperts
 
-MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
-MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
 ALL_LAYERS = -1
 
 
@@ -145,7 +143,7 @@ def _loaded(
 
 
 def _hot(choice: HotChoice, warn: Callable[[str], None]) -> HotExperts | None:
-    from dotscli.engine.hot import HotExperts  # with numpy, which stock needs not wait for
+    from dotscli.engine.hot.experts import HotExperts  # with numpy, which stock needs not wait for
 
     try:
         return HotExperts(choice, warn)

@@ -28,6 +28,8 @@ CACHE_TYPES: dict[str, tuple[int, int, int]] = {  # name: id, elements in a bloc
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 MAX_CTX = 1 << 20
 MAX_BATCH = 1 << 14
+MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
+MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
 MAX_THREADS = 512  # GGML_MAX_N_THREADS, beyond which ggml aborts
 
 

@@ -17,8 +17,8 @@ from dotscli.engine.decode import not_numbers
 from dotscli.engine.grammar import check_grammar
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
-from dotscli.sampling import Sampling
 
 
 def nothing_allowed() -> DotsError:

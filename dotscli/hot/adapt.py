@@ -14,9 +14,9 @@ from time import perf_counter
 import numpy as np
 
 from dotscli.errors import DotsError
+from dotscli.hot.backend.plugin import HotLayer, HotModel
 from dotscli.hot.exchange import Exchange, Floats, Frequencies, Rule, exchanges
 from dotscli.hot.heat import Heat
-from dotscli.hot.plugin import HotLayer, HotModel
 
 LOOK_S, IDLE_S = 0.02, 0.25  # how often the thread looks for new tokens, and when none come
 UPLOAD_SHARE = 0.5  # of the time that goes by; an upload competes with the CPU for main memory

@@ -1,4 +1,4 @@
-// The C interface of libdots_hot: all that dotscli/hot/plugin.py calls.
+// The C interface of libdots_hot: all that dotscli/hot/backend/plugin.py calls.
 //
 // A model is opened before llama.cpp loads its file and owns whatever routed experts are loaded into
 // the buffer type until `dots_hot_loaded`. Functions that return text return null when all is well and

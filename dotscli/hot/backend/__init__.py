@@ -1,0 +1,1 @@
+"""The door to the native hot-expert backend."""
