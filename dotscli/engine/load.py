@@ -85,7 +85,7 @@ def load(
     add_rpc(options.rpc)
     log().clear()
     trace = options.hot.trace if options.hot else None
-    options, choice, reason = choose(gguf, options, warn)
+    options, choice, reason = choose(gguf, options, registered(), warn)
     if trace is not None:
         _check_trace(trace, choice)
     loaded = _loaded(gguf, options, choice, on_progress, warn, collector)
@@ -173,7 +173,7 @@ def _model(
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
     if may_crash_with_amx():
         params.use_extra_bufts = False
-    last = loaded.hot.overrides if loaded.hot else ()
+    last = loaded.hot.placements if loaded.hot else ()
     overrides = override_array(options, (tensor.name for tensor in gguf.tensors), last)
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
