@@ -181,7 +181,7 @@ def test_off_opens_no_library(model: Path, words: tuple[str, ...]) -> None:
 
 
 def test_a_trace_of_what_is_routed(model: Path, tmp_path: Path) -> None:
-    """As much as the counts say, in the form that bench/routing.py reads; nothing is replaced."""
+    """As much as the counts say, as bench/hot/routing.py reads it; nothing is replaced."""
     trace, places = tmp_path / "t.trace", {"XDG_DATA_HOME": str(tmp_path)}
     words = ("prompt", "-m", model, "hi", "-n", "4", "--heat-trace", trace)
     hot = ("--hot", "1M", "--hot-device", "CPU")

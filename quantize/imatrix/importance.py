@@ -58,7 +58,7 @@ class ImportanceMatrix:
         the same hidden state; for down equal weights, K = 4, as column j is another neuron in each
         expert, and the layer's mean makes it worse. This is the mean of a distribution after n
         observations whose prior counts for k of them; both K are where the error of the weights
-        is least on the nano model (bench/blending.py).
+        is least on the nano model (bench/quality/blending.py).
 
         Rows of zeros get ones. None if the file has nothing for the tensor.
         """
