@@ -270,7 +270,7 @@ extern "C" const char * ggml_version() { return "%s"; }
 def test_another_ggml_is_refused_in_one_line(
     version: str | None, reason: str, tmp_path: Path
 ) -> None:
-    text = (ROOT / "dotscli/native/ggml_calls.h").read_text()
+    text = (ROOT / "dotscli/native/hot/ggml_calls.h").read_text()
     names = sorted(set(re.findall(r"F\((ggml_\w+),", text)) - {"ggml_version"})
     source, target = tmp_path / "ggml.cpp", tmp_path / "libggml-other.so"
     body = "\n".join(f"F({name})" for name in names)

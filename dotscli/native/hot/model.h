@@ -5,9 +5,9 @@
 // This file knows nothing of graphs and nothing of how an expert is computed.
 #pragma once
 
-#include "ggml_calls.h"
-#include "hot_costs.h"
-#include "hot_slab.h"
+#include "hot/ggml_calls.h"
+#include "hot/costs.h"
+#include "hot/slab.h"
 
 #include <atomic>
 #include <cstdio>

@@ -1,4 +1,4 @@
-#include "hot_costs.h"
+#include "hot/costs.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "hot_memory.h"
+#include "hot/host_memory.h"
 
 #include <chrono>
 #include <cstdlib>

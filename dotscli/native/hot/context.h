@@ -5,11 +5,11 @@
 // nothing of ggml's tables of functions and decides nothing about residency.
 #pragma once
 
-#include "ggml_calls.h"
-#include "hot_chain.h"
-#include "hot_memory.h"
-#include "hot_model.h"
-#include "hot_stream.h"
+#include "hot/ggml_calls.h"
+#include "hot/chain.h"
+#include "hot/host_memory.h"
+#include "hot/model.h"
+#include "hot/waves.h"
 
 #include <memory>
 #include <vector>
@@ -119,7 +119,7 @@ class hot_context {
     bool     prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_used);
     chain    host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
 
-    // hot_divide.cpp: a layer of a batch.
+    // divide.cpp: a layer of a batch.
     int  run_divided(layer_run & run);
     int  on_the_cpu(const layer_run & run);
     bool stage(layer_run & run);
@@ -128,7 +128,7 @@ class hot_context {
     int  scatter(const layer_run & run);
     void count(const layer_run & run, int64_t n_hits, uint64_t issued, uint64_t computed, uint64_t collected);
 
-    // hot_bulk.cpp: large batches, and experts that are streamed for them.
+    // long_prompts.cpp: large batches, and experts that are streamed for them.
     int   run_streamed(layer_run & run);
     bool  reserve_bulk(const layer_run & run, int64_t n_pairs);
     chain job_chain(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t n_pairs, int which);

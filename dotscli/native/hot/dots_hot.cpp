@@ -1,7 +1,7 @@
-#include "dots_hot.h"
+#include "hot/dots_hot.h"
 
-#include "hot_buffer.h"
-#include "hot_state.h"
+#include "hot/buffer.h"
+#include "hot/process.h"
 
 #include <algorithm>
 

@@ -2,12 +2,12 @@
 // gives them so many tokens that copying their weights is faster than computing them on the CPU.
 //
 // They go through two slabs in waves: while one wave is computed, the next is uploaded into the other
-// slab. Residents stay where they are. How many are worth it is decided in hot_costs.h; this file drives
+// slab. Residents stay where they are. How many are worth it is decided in costs.h; this file drives
 // the waves and knows no chains and no pairs.
 #pragma once
 
-#include "hot_model.h"
-#include "hot_slab.h"
+#include "hot/model.h"
+#include "hot/slab.h"
 
 #include <functional>
 #include <memory>

@@ -1,8 +1,8 @@
 // What a context computes in and with: host memory, cached chains, lists of pairs.
 #pragma once
 
-#include "ggml_calls.h"
-#include "hot_chain.h"
+#include "hot/ggml_calls.h"
+#include "hot/chain.h"
 
 #include <cstdint>
 #include <unordered_map>

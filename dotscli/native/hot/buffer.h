@@ -1,7 +1,7 @@
 // The buffer type of the hot-expert device: host memory in which routed experts are found again.
 #pragma once
 
-#include "hot_model.h"
+#include "hot/model.h"
 
 namespace hot {
 

@@ -1,4 +1,4 @@
-#include "hot_chain.h"
+#include "hot/chain.h"
 
 #include <algorithm>
 

@@ -7,8 +7,8 @@
 // nothing and knows nothing of residency.
 #pragma once
 
-#include "ggml_calls.h"
-#include "hot_model.h"
+#include "hot/ggml_calls.h"
+#include "hot/model.h"
 
 namespace hot {
 

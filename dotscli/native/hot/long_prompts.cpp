@@ -1,5 +1,5 @@
 // Large batches: jobs for the device whose graphs aren't kept, and experts that are streamed to it.
-#include "hot_context.h"
+#include "hot/context.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,4 +1,4 @@
-#include "hot_model.h"
+#include "hot/model.h"
 
 #include <algorithm>
 #include <cerrno>

@@ -1,6 +1,6 @@
-#include "hot_buffer.h"
+#include "hot/buffer.h"
 
-#include "hot_state.h"
+#include "hot/process.h"
 
 #include <cstdlib>
 #include <cstring>

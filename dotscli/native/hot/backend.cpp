@@ -2,11 +2,11 @@
 //
 // llama.cpp gives every context a backend of this device, and its scheduler hands over each MoE layer
 // as one split: MUL_MAT_ID up, MUL_MAT_ID gate, GLU, MUL_MAT_ID down. What happens to it then stands in
-// hot_context.cpp. This file holds what ggml asks of a backend, in the order in which ggml's own
-// backends have it: backend, device, registry. Its buffers are in hot_buffer.cpp.
-#include "hot_buffer.h"
-#include "hot_context.h"
-#include "hot_state.h"
+// divide.cpp. This file holds what ggml asks of a backend, in the order in which ggml's own
+// backends have it: backend, device, registry. Its buffers are in buffer.cpp.
+#include "hot/buffer.h"
+#include "hot/context.h"
+#include "hot/process.h"
 
 #include <cstring>
 

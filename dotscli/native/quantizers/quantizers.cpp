@@ -1,10 +1,10 @@
 // Checks what comes in from outside, picks the widest path that this processor can run, and looks
-// for weights that no quantizer can use. The arithmetic is in quantizers/.
+// for weights that no quantizer can use. The arithmetic is in the headers beside this file.
 #include "quantizers.h"
 
 #include <string.h>
 
-#include "quantizers/path.h"
+#include "path.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 // knows neither which experts lie there nor why.
 #pragma once
 
-#include "ggml_calls.h"
+#include "hot/ggml_calls.h"
 
 #include <string>
 

@@ -1,6 +1,6 @@
-#include "hot_stream.h"
+#include "hot/waves.h"
 
-#include "hot_memory.h"
+#include "hot/host_memory.h"
 
 #include <algorithm>
 

@@ -1,4 +1,4 @@
-#include "ggml_calls.h"
+#include "hot/ggml_calls.h"
 
 #include <dlfcn.h>
 

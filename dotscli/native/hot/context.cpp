@@ -1,4 +1,4 @@
-#include "hot_context.h"
+#include "hot/context.h"
 
 #include <algorithm>
 #include <cstring>

@@ -1,7 +1,7 @@
 // What is known in this process: the models that were opened, and what ggml was told of us.
 #pragma once
 
-#include "hot_model.h"
+#include "hot/model.h"
 
 #include <map>
 #include <memory>

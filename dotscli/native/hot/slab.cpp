@@ -1,4 +1,4 @@
-#include "hot_slab.h"
+#include "hot/slab.h"
 
 #include <algorithm>
 #include <cstring>

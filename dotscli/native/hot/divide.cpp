@@ -1,5 +1,5 @@
 // One layer of one batch: the pairs divided, both sides begun, their rows put in place.
-#include "hot_context.h"
+#include "hot/context.h"
 
 #include <cstring>
 
