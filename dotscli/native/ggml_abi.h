@@ -30,8 +30,9 @@ constexpr int GLU_SWIGLU = 2;
 
 constexpr int32_t FLAG_OUTPUT = 2;
 
-constexpr int STATUS_SUCCESS = 0;
-constexpr int STATUS_FAILED  = -1;
+constexpr int STATUS_SUCCESS      = 0;
+constexpr int STATUS_FAILED       = -1;
+constexpr int STATUS_ALLOC_FAILED = -2;
 
 constexpr int DEVICE_CPU   = 0;
 constexpr int DEVICE_ACCEL = 3;

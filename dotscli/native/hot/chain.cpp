@@ -13,6 +13,9 @@ size_t chain_meta_nbytes() {
 }
 
 chain build_chain(ggml_context * ctx, ggml_tensor * const weights[N_PARTS], int64_t n_tokens, int64_t n_pairs, int64_t n_dst_rows) {
+    if (ctx == nullptr) {
+        return chain();
+    }
     const int64_t n_embd = weights[PART_UP]->ne[0];
 
     chain         c;
@@ -43,7 +46,9 @@ chain build_chain(ggml_context * ctx, ggml_tensor * const weights[N_PARTS], int6
         last     = c.result;
     }
     c.graph = ggml.ggml_new_graph_custom(ctx, GRAPH_SIZE, false);
-    ggml.ggml_build_forward_expand(c.graph, last);
+    if (c.graph != nullptr) {
+        ggml.ggml_build_forward_expand(c.graph, last);
+    }
     return c;
 }
 
@@ -51,6 +56,22 @@ void set_weights(chain & built, ggml_tensor * const weights[N_PARTS]) {
     built.up->src[0]   = weights[PART_UP];
     built.gate->src[0] = weights[PART_GATE];
     built.down->src[0] = weights[PART_DOWN];
+}
+
+std::string unsupported(ggml_backend_device * device, ggml_tensor * const weights[N_PARTS]) {
+    const context_ptr ctx = new_context(2 * chain_meta_nbytes());
+    for (int64_t n_tokens : { 1, 4 }) {
+        const chain asked = build_chain(ctx.get(), weights, n_tokens, 4, 0);
+        if (asked.graph == nullptr) {
+            return "no memory left to build graphs in";
+        }
+        for (const ggml_tensor * op : { asked.xg, asked.up, asked.gate, asked.glu, asked.down }) {
+            if (op != nullptr && !ggml.ggml_backend_dev_supports_op(device, op)) {
+                return std::string("this device has no ") + ggml.ggml_op_name(op->op) + " for " + ggml.ggml_type_name(op->src[0]->type);
+            }
+        }
+    }
+    return "";
 }
 
 static size_t padded(size_t nbytes, size_t alignment) {
@@ -103,19 +124,26 @@ size_t device_scratch_nbytes(const chain & c, ggml_backend_buffer_type * buft) {
 bool place_on_device(chain & c, ggml_backend_buffer * buffer) {
     ggml_backend_buffer_type * buft = ggml.ggml_backend_buffer_get_type(buffer);
     char *                     at   = static_cast<char *>(ggml.ggml_backend_buffer_get_base(buffer));
-    bool                       done = true;
+    size_t                     left = ggml.ggml_backend_buffer_get_size(buffer);
 
+    // ggml ends the process over a tensor that reaches past the end of its buffer.
+    const auto put = [&](ggml_tensor * tensor, size_t nbytes) {
+        return nbytes <= left && ggml.ggml_backend_tensor_alloc(buffer, tensor, at) == STATUS_SUCCESS;
+    };
     for (ggml_tensor * tensor : { c.x, c.tokens, c.ids, c.up, c.gate, c.glu }) {
         if (tensor != nullptr) {
-            done = done && ggml.ggml_backend_tensor_alloc(buffer, tensor, at) == STATUS_SUCCESS;
-            at += device_nbytes(tensor, buft);
+            const size_t nbytes = device_nbytes(tensor, buft);
+            if (!put(tensor, nbytes)) {
+                return false;
+            }
+            at += nbytes;
+            left -= nbytes;
         }
     }
-    if (c.xg != nullptr) {
-        done = done && ggml.ggml_backend_tensor_alloc(buffer, c.xg, at) == STATUS_SUCCESS;
-        done = done && ggml.ggml_backend_view_init(c.xg3) == STATUS_SUCCESS;
+    if (c.xg != nullptr && (!put(c.xg, device_nbytes(c.xg, buft)) || ggml.ggml_backend_view_init(c.xg3) != STATUS_SUCCESS)) {
+        return false;
     }
-    return done && ggml.ggml_backend_tensor_alloc(buffer, c.down, at) == STATUS_SUCCESS;
+    return put(c.down, device_nbytes(c.down, buft));
 }
 
 }  // namespace hot

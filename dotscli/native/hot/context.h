@@ -5,32 +5,17 @@
 // nothing of ggml's tables of functions and decides nothing about residency.
 #pragma once
 
-#include "hot/ggml_calls.h"
-#include "hot/chain.h"
+#include "hot/chain_cache.h"
 #include "hot/host_memory.h"
+#include "hot/match.h"
 #include "hot/model.h"
+#include "hot/pairs.h"
 #include "hot/waves.h"
 
 #include <memory>
 #include <vector>
 
 namespace hot {
-
-// Up to here a batch takes cached chains and memory that was set aside at the start: 8 tokens of a
-// model that uses 8 experts. Larger ones build their graphs anew, which their size makes cheap.
-constexpr int64_t SMALL_PAIRS = 64;
-
-inline bool is_small(int64_t n_tokens, int64_t n_pairs) {
-    return n_tokens <= DECODE_TOKENS && n_pairs <= SMALL_PAIRS;
-}
-
-struct layer_nodes {
-    moe_layer *   layer = nullptr;
-    ggml_tensor * up    = nullptr;
-    ggml_tensor * gate  = nullptr;
-    ggml_tensor * glu   = nullptr;
-    ggml_tensor * down  = nullptr;
-};
 
 // One layer of one batch.
 struct layer_run {
@@ -72,9 +57,6 @@ class hot_context {
     // nodes and nothing else.
     int run(const std::shared_ptr<hot_model> & model, const layer_nodes & nodes, ggml_cgraph * graph);
 
-    // Room for a handful of tensors and graphs, empty again at every call.
-    ggml_context * transient();
-
   private:
     ggml_backend * cpu_;
     int            n_threads_ = 0;
@@ -98,7 +80,7 @@ class hot_context {
     ggml_backend_buffer * device_bulk_    = nullptr;
     size_t                device_bulk_refused_ = SIZE_MAX;  // so many bytes were not to be had
     host_block            staging_;
-    ggml_context *        transient_ = nullptr;
+    context_ptr           transient_;
 
     std::vector<int> class_of_;  // [layer index] the first layer with the same types and shapes
 
@@ -107,35 +89,39 @@ class hot_context {
     std::vector<expert_load>       cold_loads_;
     std::vector<expert_load>       streamed_;
     std::vector<stream_wave>       waves_;
-    std::vector<int32_t>           by_expert_;     // [n_experts], for counting
-    ggml_context *                 job_ctx_[2] = {};  // for the job that runs and the one before
+    std::vector<int32_t>           by_expert_;   // [n_experts], for counting
+    context_ptr                    job_ctx_[2];  // for the job that runs and the one before
 
-    bool     bind(const std::shared_ptr<hot_model> & model);
-    void     unbind();
-    void     split_pairs(moe_layer & layer, const ggml_tensor * ids);
-    bool     grow_device(ggml_backend_buffer *& buffer, size_t nbytes);
-    uint64_t chain_key(const moe_layer & layer, int64_t n_tokens, int64_t n_used, int64_t n_pairs) const;
-    bool     prepare_host(moe_layer & layer, int64_t n_tokens, int64_t n_used);
-    bool     prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_used);
-    chain    host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+    bool bind(const std::shared_ptr<hot_model> & model);
+    void unbind();
+
+    // graphs.cpp: chains that are kept or made for once, and device memory for them.
+    ggml_context * transient();  // empty again at every call; null: no memory
+    uint64_t       chain_key(const moe_layer & layer, int64_t n_tokens, int64_t n_used, int64_t n_pairs) const;
+    bool           prepare_host(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+    bool           prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+    chain          host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used);
+    chain          job_chain(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t n_pairs, int which);
+    bool           grow_device(ggml_backend_buffer *& buffer, size_t nbytes);
+    bool           reserve_bulk(const layer_run & run, int64_t n_pairs);
 
     // divide.cpp: a layer of a batch.
     int  run_divided(layer_run & run);
+    void count(const layer_run & run, int64_t n_hits, uint64_t issued, uint64_t computed, uint64_t collected);
+
+    // sides.cpp: what each side does in it.
     int  on_the_cpu(const layer_run & run);
+    int  without_memory(const layer_run & run);  // says so once
     bool stage(layer_run & run);
     bool begin_on_device(chain & c, const layer_run & run, int64_t first, int64_t n);
     int  run_cold(chain & c, const layer_run & run);
     int  scatter(const layer_run & run);
-    void count(const layer_run & run, int64_t n_hits, uint64_t issued, uint64_t computed, uint64_t collected);
 
-    // long_prompts.cpp: large batches, and experts that are streamed for them.
-    int   run_streamed(layer_run & run);
-    bool  reserve_bulk(const layer_run & run, int64_t n_pairs);
-    chain job_chain(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t n_pairs, int which);
-    void  choose_streamed(const layer_run & run);
-    void  move_streamed(const moe_layer & layer);
-    bool  compute_job(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t first, int64_t n, int which);
-    bool  compute_on_device(const layer_run & run, int64_t n_resident_pairs);
+    // long_prompts.cpp: experts that are streamed to the device.
+    int  run_streamed(layer_run & run);
+    void choose_streamed(const layer_run & run);
+    bool compute_job(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t first, int64_t n, int which);
+    bool compute_on_device(const layer_run & run, int64_t n_resident_pairs);
 };
 
 }  // namespace hot

@@ -3,6 +3,7 @@
 
 #include "ggml_abi.h"
 
+#include <memory>
 #include <string>
 
 namespace hot {
@@ -99,5 +100,15 @@ struct ggml_calls {
 };
 
 extern ggml_calls ggml;
+
+struct context_deleter {
+    void operator()(ggml_context * ctx) const { ggml.ggml_free(ctx); }
+};
+using context_ptr = std::unique_ptr<ggml_context, context_deleter>;
+
+// For tensors and graphs without data, so many bytes of them. Null if there is no memory for it.
+inline context_ptr new_context(size_t nbytes) {
+    return context_ptr(ggml.ggml_init({ nbytes, nullptr, true }));
+}
 
 }  // namespace hot

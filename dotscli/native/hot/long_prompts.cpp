@@ -1,8 +1,10 @@
-// Large batches: jobs for the device whose graphs aren't kept, and experts that are streamed to it.
+// Long prompts: which cold experts are streamed to the device, and how it computes them beside the CPU.
+#include "hot/clock.h"
 #include "hot/context.h"
 
 #include <algorithm>
 #include <cstring>
+#include <new>
 #include <system_error>
 #include <thread>
 
@@ -14,89 +16,18 @@ static bool is_cpu(ggml_backend_device * device) {
     return ggml.ggml_backend_dev_type(device) == DEVICE_CPU;
 }
 
-// Device memory for the job with most pairs. One job computes at a time, and x lies where it lies for
-// every number of pairs, so all jobs of a layer share it.
-bool hot_context::reserve_bulk(const layer_run & run, int64_t n_pairs) {
-    const chain  largest = build_chain(transient(), run.layer.host, run.n_tokens, n_pairs, 0);
-    const size_t nbytes  = device_scratch_nbytes(largest, device_buft_);
-    if (nbytes < device_bulk_refused_ && grow_device(device_bulk_, nbytes)) {
-        return true;
-    }
-    device_bulk_refused_ = std::min(device_bulk_refused_, nbytes);
-    run.model->say_once("prompts of this length run on the CPU: no device memory left to compute them in");
-    return false;
-}
-
-chain hot_context::job_chain(const layer_run & run, ggml_tensor * const weights[N_PARTS], int64_t n_pairs, int which) {
-    ggml_context *& ctx = job_ctx_[which];
-    if (ctx == nullptr) {
-        ctx = ggml.ggml_init({ chain_meta_nbytes(), nullptr, true });
-    } else {
-        ggml.ggml_reset(ctx);
-    }
-    chain built = build_chain(ctx, weights, run.n_tokens, n_pairs, 0);
-    return place_on_device(built, device_bulk_) ? built : chain();
-}
-
 // Which of the cold experts the device computes too.
 void hot_context::choose_streamed(const layer_run & run) {
     const moe_layer & layer = run.layer;
-    by_expert_.assign(layer.n_experts, 0);
-    for (int64_t i = 0; i < cold_.n; i++) {
-        const int32_t expert = cold_.experts[i];
-        if (expert < 0 || expert >= layer.n_experts) {
-            return;  // ggml has something to say about that
-        }
-        by_expert_[expert]++;
+    if (!loads_of(cold_, layer.n_experts, by_expert_, cold_loads_)) {
+        return;  // ggml has something to say about that
     }
-    for (int32_t expert = 0; expert < layer.n_experts; expert++) {
-        if (by_expert_[expert] > 0) {
-            cold_loads_.push_back({ expert, by_expert_[expert] });
-        }
-    }
-    std::sort(cold_loads_.begin(), cold_loads_.end(), [](const expert_load & a, const expert_load & b) {
-        return a.n_pairs != b.n_pairs ? a.n_pairs > b.n_pairs : a.expert < b.expert;
-    });
     const bool always = run.model->streaming == STREAM_ALWAYS;
     size_t     n      = always ? cold_loads_.size() : 0;
     if (!always && !is_cpu(run.model->device)) {
         n = n_to_stream(run.model->costs, cold_loads_, hot_.n, layer.expert_nbytes());
     }
     streamed_.assign(cold_loads_.begin(), cold_loads_.begin() + n);
-}
-
-// Takes the streamed experts' pairs from the CPU's list and appends them to the device's, by waves.
-void hot_context::move_streamed(const moe_layer & layer) {
-    const size_t wave_size = expert_stream::wave_size(layer);
-    waves_.clear();
-    by_expert_.assign(layer.n_experts, -1);
-    int64_t first_pair = hot_.n;
-    for (size_t i = 0; i < streamed_.size(); i++) {
-        if (i % wave_size == 0) {
-            waves_.push_back({ i, 0, first_pair, 0 });
-        }
-        by_expert_[streamed_[i].expert] = int32_t(i);
-        waves_.back().n_experts++;
-        waves_.back().n_pairs += streamed_[i].n_pairs;
-        first_pair += streamed_[i].n_pairs;
-    }
-    std::vector<int64_t> next;
-    for (const stream_wave & wave : waves_) {
-        next.push_back(wave.first_pair);
-    }
-    int64_t n_kept = 0;
-    for (int64_t i = 0; i < cold_.n; i++) {
-        const int32_t   number = by_expert_[cold_.experts[i]];
-        pair_list &     to     = number >= 0 ? hot_ : cold_;
-        const int64_t   at     = number >= 0 ? next[number / wave_size]++ : n_kept++;
-        const int32_t   expert = number >= 0 ? int32_t(number % wave_size) : cold_.experts[i];
-        to.tokens[at]  = cold_.tokens[i];
-        to.experts[at] = expert;
-        to.rows[at]    = cold_.rows[i];
-    }
-    hot_.n  = first_pair;
-    cold_.n = n_kept;
-    cold_loads_.erase(cold_loads_.begin(), cold_loads_.begin() + streamed_.size());
 }
 
 // Begins to compute pairs of the device's list and to fetch their rows.
@@ -112,14 +43,19 @@ bool hot_context::compute_job(const layer_run & run, ggml_tensor * const weights
 // All of the device's side: the residents' pairs, then the waves.
 bool hot_context::compute_on_device(const layer_run & run, int64_t n_resident_pairs) {
     int  which = 0;
-    bool done  = n_resident_pairs == 0 || compute_job(run, run.layer.slab.weights, 0, n_resident_pairs, which);
-    done       = done && stream_->run(
-        run.layer, class_of_[run.layer.index], streamed_, waves_,
-        [&](ggml_tensor * const weights[N_PARTS], const stream_wave & wave) {
-            which = 1 - which;
-            return compute_job(run, weights, wave.first_pair, wave.n_pairs, which);
-        },
-        [&] { ggml.ggml_backend_synchronize(device_); }, *run.model);
+    bool done  = false;
+    try {
+        done = n_resident_pairs == 0 || compute_job(run, run.layer.slab.weights, 0, n_resident_pairs, which);
+        done = done && stream_->run(
+            run.layer, class_of_[run.layer.index], streamed_, waves_,
+            [&](ggml_tensor * const weights[N_PARTS], const stream_wave & wave) {
+                which = 1 - which;
+                return compute_job(run, weights, wave.first_pair, wave.n_pairs, which);
+            },
+            [&] { ggml.ggml_backend_synchronize(device_); }, *run.model);
+    } catch (const std::bad_alloc &) {
+        done = false;  // this may be a thread of its own, which nobody catches for
+    }
     ggml.ggml_backend_synchronize(device_);
     return done;
 }
@@ -135,27 +71,27 @@ static void restore_x(const layer_run & run) {
 int hot_context::run_streamed(layer_run & run) {
     hot_model &   model            = *run.model;
     const int64_t n_resident_pairs = hot_.n;
-    if (transient() == nullptr || !stream_->prepare(run.layer, class_of_[run.layer.index])) {
+    if (!stream_->prepare(run.layer, class_of_[run.layer.index])) {
         model.streaming = STREAM_NEVER;
         model.say_once("long prompts don't use the device for more than hot experts: no device memory left");
         streamed_.clear();
         return n_resident_pairs > 0 ? run_divided(run) : on_the_cpu(run);
     }
-    move_streamed(run.layer);
+    move_streamed(streamed_, run.layer.n_experts, expert_stream::wave_size(run.layer), by_expert_, hot_, cold_, waves_);
+    cold_loads_.erase(cold_loads_.begin(), cold_loads_.begin() + streamed_.size());
     int64_t most = n_resident_pairs;
     for (const stream_wave & wave : waves_) {
         most = std::max(most, wave.n_pairs);
     }
     chain cold;
-    if (!reserve_bulk(run, most) || !stage(run)) {
+    if (!reserve_bulk(run, most)) {
         return on_the_cpu(run);
     }
     if (cold_.n > 0) {
-        transient();
         cold = host_chain(run.layer, run.n_tokens, run.n_used);
-        if (cold.graph == nullptr) {
-            return on_the_cpu(run);
-        }
+    }
+    if ((cold_.n > 0 && cold.graph == nullptr) || !stage(run)) {
+        return without_memory(run);
     }
     const uint64_t issued = now_ns();
 

@@ -1,56 +1,21 @@
 // One model's routed experts: which lie where, how often each is used, what moving them costs.
 //
-// A layer's three weight tensors stay in host memory, where llama.cpp mapped them. Beside them lie
-// three slabs on the hot device, [ne0, ne1, n_slots] each, whose slots hold byte copies of experts.
-// This file knows nothing of graphs and nothing of how an expert is computed.
+// This file knows nothing of graphs and nothing of how an expert is computed. Its functions are in
+// model.cpp (what the model consists of, and what it has to say), residency.cpp and heat.cpp.
 #pragma once
 
-#include "hot/ggml_calls.h"
 #include "hot/costs.h"
-#include "hot/slab.h"
+#include "hot/layer.h"
+#include "hot/upload.h"
 
 #include <atomic>
 #include <cstdio>
 #include <memory>
 #include <mutex>
-#include <shared_mutex>
 #include <string>
 #include <vector>
 
 namespace hot {
-
-// Up to this many tokens a batch counts as decoding: one token, or a few guessed ahead.
-constexpr int64_t DECODE_TOKENS = 8;
-
-struct moe_layer {
-    int     index     = -1;
-    int64_t n_embd    = 0;
-    int64_t n_ff      = 0;
-    int64_t n_experts = 0;
-
-    ggml_tensor * host[N_PARTS] = {};     // the model's own tensors; they outlive every computation
-    bool          ready         = false;  // all three are there and fit each other
-
-    // Held shared while a chain runs, exclusively to change anything down to `n_resident`.
-    // An upload needs no lock: it fills a slot that no map shows.
-    std::shared_mutex     residency;
-    expert_slab           slab;
-    std::vector<int32_t>  slot_of;    // [n_experts], -1: not on the device
-    std::vector<int32_t>  expert_in;  // [n_slots], -1: free
-    std::atomic<int>      n_resident{ 0 };
-
-    std::atomic<bool> off{ false };  // the device failed here: everything on the CPU from then on
-
-    // Tokens routed to each expert, [n_experts] each.
-    std::unique_ptr<std::atomic<uint64_t>[]> decode_heat;
-    std::unique_ptr<std::atomic<uint64_t>[]> prefill_heat;
-
-    bool   complete() const;
-    size_t expert_nbytes() const;  // of the three parts together
-};
-
-// The expert that ids [n_used, n_tokens] names; its rows may be strided.
-int32_t expert_at(const ggml_tensor * ids, int64_t used, int64_t token);
 
 // Sums over all layers and contexts; a pair is one token at one of its experts.
 struct hot_counters {
@@ -82,8 +47,11 @@ struct hot_model {
 
     ~hot_model();
 
-    // While the model loads. Returns the layer whose tensor this is, or null.
+    // While the model loads. Returns the layer whose tensor this is; null if it has such a tensor
+    // already, of another model that is loaded at the same time.
     moe_layer * add_tensor(ggml_tensor * tensor, expert_part part, int index);
+    // The tensor is about to be freed: the layer is no longer one of ours.
+    void        forget_tensor(moe_layer & layer, expert_part part);
     moe_layer * layer(int index) const;
     std::vector<moe_layer *> layers() const;
 
@@ -92,18 +60,19 @@ struct hot_model {
     // Copies an expert into a slot; -1 empties it. May be called from any thread, at any time
     // between reserve() and the end of the model. Empty, or why not.
     std::string place(int index, int slot, int expert);
-    // The device failed in this layer: it stays on the CPU from now on.
-    void switch_off(moe_layer & layer, const std::string & reason);
 
     void        count(moe_layer & layer, const ggml_tensor * ids);
     std::string trace_to(const char * path);  // null ends the trace
 
+    // The device failed in this layer: it stays on the CPU from now on.
+    void        switch_off(moe_layer & layer, const std::string & reason);
     // Something the user should hear of, each sentence once. take_messages() hands over the new ones.
     void        say_once(const std::string & sentence);
     std::string take_messages();
 
   private:
-    std::vector<std::unique_ptr<moe_layer>> layers_;  // by index, null for a dense layer
+    mutable std::mutex                      registering_;  // guards the list; a layer stays where it is
+    std::vector<std::unique_ptr<moe_layer>> layers_;       // by index, null for a dense layer
 
     std::mutex                uploading_;  // one placement at a time
     std::unique_ptr<uploader> uploader_;
@@ -113,7 +82,6 @@ struct hot_model {
     size_t                   n_taken_ = 0;
     std::atomic<bool>        tracing_{ false };
     FILE *                   trace_ = nullptr;
-
 };
 
 }  // namespace hot

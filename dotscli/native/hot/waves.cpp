@@ -1,6 +1,6 @@
 #include "hot/waves.h"
 
-#include "hot/host_memory.h"
+#include "hot/clock.h"
 
 #include <algorithm>
 

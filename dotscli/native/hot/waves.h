@@ -7,7 +7,8 @@
 #pragma once
 
 #include "hot/model.h"
-#include "hot/slab.h"
+#include "hot/pairs.h"
+#include "hot/upload.h"
 
 #include <functional>
 #include <memory>
@@ -15,13 +16,6 @@
 #include <vector>
 
 namespace hot {
-
-struct stream_wave {
-    size_t  first_expert = 0;  // in the list of those that are streamed
-    size_t  n_experts    = 0;
-    int64_t first_pair   = 0;  // in the device's list of pairs
-    int64_t n_pairs      = 0;
-};
 
 class expert_stream {
   public:
