@@ -265,8 +265,12 @@ extern "C" const char * ggml_version() { return "%s"; }
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("version", "reason"),
-    [("0.31.0", "it is written for ggml 0.25.x and llama.cpp runs on 0.31.0"), (None, "ggml_")],
-    ids=["another version", "nothing of ggml"],
+    [
+        ("0.31.0", "it is written for ggml 0.25.x and llama.cpp runs on 0.31.0"),
+        ("0.25.99", "ggml numbers its operations differently: NONE is nothing"),
+        (None, "ggml_"),
+    ],
+    ids=["another version", "no names", "nothing of ggml"],
 )
 def test_another_ggml_is_refused_in_one_line(
     version: str | None, reason: str, tmp_path: Path
@@ -282,6 +286,9 @@ def test_another_ggml_is_refused_in_one_line(
         "hot, other = (ctypes.CDLL(path) for path in sys.argv[1:3])\n"
         "hot.dots_hot_start.restype = ctypes.c_char_p\n"
         "print(hot.dots_hot_start(ctypes.c_void_p(other._handle)).decode())\n"
+        "problem = ctypes.c_char_p()\n"
+        "assert hot.dots_hot_open(b'CPU', ctypes.byref(problem)) == 0\n"
+        "assert problem.value == b'the backend isn\\'t registered'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(library.library_path()), str(target)],

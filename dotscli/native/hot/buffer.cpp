@@ -4,6 +4,8 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <memory>
+#include <new>
 #include <unordered_map>
 
 namespace hot {
@@ -14,6 +16,14 @@ struct hot_buffer {
     char *                                                 base   = nullptr;
     bool                                                   owned  = false;
     ggml_backend_buffer *                                  pinned = nullptr;
+
+    ~hot_buffer() {
+        if (pinned != nullptr) {
+            ggml.ggml_backend_buffer_free(pinned);
+        } else if (owned) {
+            free(base);
+        }
+    }
 };
 
 static constexpr size_t ALIGNMENT = 64;
@@ -27,10 +37,8 @@ static hot_buffer * context_of(const ggml_backend_buffer * buffer) {
 
 static void hot_buffer_free(ggml_backend_buffer * buffer) {
     hot_buffer * context = context_of(buffer);
-    if (context->pinned != nullptr) {
-        ggml.ggml_backend_buffer_free(context->pinned);
-    } else if (context->owned) {
-        free(context->base);
+    for (const auto & [tensor, weight] : context->weights) {
+        context->model->forget_tensor(*weight.layer, weight.part);
     }
     delete context;
 }
@@ -64,12 +72,17 @@ static int hot_buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * te
     hot_buffer * context = context_of(buffer);
     int          index   = -1;
     expert_part  part    = PART_UP;
-    if (context->model != nullptr && tensor->op == OP_NONE && tensor->view_src == nullptr && parse_name(tensor->name, index, part)) {
-        std::lock_guard<std::mutex> lock(state().mutex);
-        moe_layer *                 layer = context->model->add_tensor(tensor, part, index);
-        if (layer != nullptr) {
-            context->weights[tensor] = { layer, part };
+    if (context->model == nullptr || tensor->op != OP_NONE || tensor->view_src != nullptr || !parse_name(tensor->name, index, part)) {
+        return STATUS_SUCCESS;
+    }
+    try {
+        expert_weight & weight = context->weights[tensor];
+        weight                 = { context->model->add_tensor(tensor, part, index), part };
+        if (weight.layer == nullptr) {
+            context->weights.erase(tensor);
         }
+    } catch (const std::bad_alloc &) {
+        return STATUS_ALLOC_FAILED;
     }
     return STATUS_SUCCESS;
 }
@@ -118,11 +131,23 @@ static const char * hot_buft_get_name(ggml_backend_buffer_type *) {
     return "Hot";
 }
 
+// The buffer owns `context`, or nobody does.
+static ggml_backend_buffer * new_buffer(ggml_backend_buffer_type * buft, std::unique_ptr<hot_buffer> context, size_t size) {
+    ggml_backend_buffer * buffer = ggml.ggml_backend_buffer_init(buft, hot_buffer_i, context.get(), size);
+    if (buffer != nullptr) {
+        context.release();
+    }
+    return buffer;
+}
+
 // Memory that llama.cpp's scheduler computes in: pinned if the hot device has such, for results come
 // from there. Weights that are read instead of mapped go into plain memory.
 static ggml_backend_buffer * hot_buft_alloc_buffer(ggml_backend_buffer_type * buft, size_t size) {
-    process_state & s       = state();
-    hot_buffer *    context = new hot_buffer();
+    process_state &             s = state();
+    std::unique_ptr<hot_buffer> context(new (std::nothrow) hot_buffer());
+    if (context == nullptr || size > SIZE_MAX - ALIGNMENT) {
+        return nullptr;
+    }
     {
         std::lock_guard<std::mutex> lock(s.mutex);
         context->model = s.opened;
@@ -140,11 +165,7 @@ static ggml_backend_buffer * hot_buft_alloc_buffer(ggml_backend_buffer_type * bu
         context->base  = static_cast<char *>(aligned_alloc(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT));
         context->owned = true;
     }
-    if (context->base == nullptr) {
-        delete context;
-        return nullptr;
-    }
-    return ggml.ggml_backend_buffer_init(buft, hot_buffer_i, context, size);
+    return context->base != nullptr ? new_buffer(buft, std::move(context), size) : nullptr;
 }
 
 static size_t hot_buft_get_alignment(ggml_backend_buffer_type *) {
@@ -196,13 +217,16 @@ std::shared_ptr<hot_model> model_of(const ggml_tensor * weight) {
 
 // Nothing of a mapped file is copied until an expert becomes resident.
 ggml_backend_buffer * buffer_over(void * memory, size_t size) {
-    hot_buffer * context = new hot_buffer();
-    context->base        = static_cast<char *>(memory);
+    std::unique_ptr<hot_buffer> context(new (std::nothrow) hot_buffer());
+    if (context == nullptr) {
+        return nullptr;
+    }
+    context->base = static_cast<char *>(memory);
     {
         std::lock_guard<std::mutex> lock(state().mutex);
         context->model = state().opened;
     }
-    return ggml.ggml_backend_buffer_init(&hot_buft, hot_buffer_i, context, size);
+    return new_buffer(&hot_buft, std::move(context), size);
 }
 
 }  // namespace hot

@@ -13,7 +13,7 @@ struct expert_weight {
 
 extern ggml_backend_buffer_type hot_buft;
 
-// A buffer over memory that somebody else owns, such as a mapped file.
+// A buffer over memory that somebody else owns, such as a mapped file; null if there is no memory.
 ggml_backend_buffer * buffer_over(void * memory, size_t size);
 
 // {nullptr, ...} if the tensor is no routed expert of an opened model.

@@ -76,34 +76,37 @@ static bool same_shape(const moe_layer & a, const moe_layer & b) {
     return true;
 }
 
+// By the layers' indices, which ascend: the first layer with the same types and shapes.
+static std::vector<int> classes_of(const std::vector<moe_layer *> & layers) {
+    std::vector<int> class_of(layers.empty() ? 0 : layers.back()->index + 1, -1);
+    for (const moe_layer * layer : layers) {
+        for (const moe_layer * earlier : layers) {
+            if (same_shape(*earlier, *layer)) {
+                class_of[layer->index] = earlier->index;
+                break;
+            }
+        }
+    }
+    return class_of;
+}
+
 bool hot_context::bind(const std::shared_ptr<hot_model> & model) {
     if (model_ == model) {
         return device_ != nullptr;
     }
     unbind();
     host_chains_.clear();
-    model_  = model;
     device_ = ggml.ggml_backend_dev_init(model->device, nullptr);
-    if (device_ == nullptr) {
-        return false;
+    if (device_ != nullptr) {
+        set_backend_n_threads(device_, n_threads_);
+        set_backend_threadpool(device_, threadpool_);
+        device_buft_ = ggml.ggml_backend_dev_buffer_type(model->device);
+        pinned_buft_ = ggml.ggml_backend_dev_host_buffer_type(model->device);
+        stream_      = std::make_unique<expert_stream>(model->device);
+        class_of_    = classes_of(model->layers());
     }
-    set_backend_n_threads(device_, n_threads_);
-    set_backend_threadpool(device_, threadpool_);
-    device_buft_ = ggml.ggml_backend_dev_buffer_type(model->device);
-    pinned_buft_ = ggml.ggml_backend_dev_host_buffer_type(model->device);
-    stream_      = std::make_unique<expert_stream>(model->device);
-
-    const std::vector<moe_layer *> layers = model->layers();
-    class_of_.assign(layers.empty() ? 0 : layers.back()->index + 1, -1);
-    for (const moe_layer * layer : layers) {
-        for (const moe_layer * earlier : layers) {
-            if (same_shape(*earlier, *layer)) {
-                class_of_[layer->index] = earlier->index;
-                break;
-            }
-        }
-    }
-    return true;
+    model_ = model;  // last: what memory ran out for is begun anew
+    return device_ != nullptr;
 }
 
 }  // namespace hot

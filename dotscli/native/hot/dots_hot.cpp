@@ -4,12 +4,18 @@
 #include "hot/process.h"
 
 #include <algorithm>
+#include <new>
 
 using namespace hot;
 
-static const char * text_or_null(const std::string & text) {
+// What `call` has to say, kept for the caller. Nothing may be thrown through C.
+template <class Call> static const char * said(const Call & call) {
     static thread_local std::string kept;
-    kept = text;
+    try {
+        kept = call();
+    } catch (const std::bad_alloc &) {
+        return "out of memory";
+    }
     return kept.empty() ? nullptr : kept.c_str();
 }
 
@@ -19,7 +25,7 @@ static std::shared_ptr<hot_model> model_of(int32_t number) {
     return found != state().models.end() ? found->second : nullptr;
 }
 
-const char * dots_hot_start(void * libllama) {
+static std::string start(void * libllama) {
     process_state &             s = state();
     std::lock_guard<std::mutex> lock(s.mutex);
     if (!s.started) {
@@ -29,7 +35,11 @@ const char * dots_hot_start(void * libllama) {
             ggml.ggml_backend_register(&hot_reg);
         }
     }
-    return text_or_null(s.start_problem);
+    return s.start_problem;
+}
+
+const char * dots_hot_start(void * libllama) {
+    return said([&] { return start(libllama); });
 }
 
 void * dots_hot_buffer_type(void) {
@@ -41,25 +51,34 @@ void dots_hot_set_threadpool(void * threadpool) {
     state().threadpool = static_cast<ggml_threadpool *>(threadpool);
 }
 
-int32_t dots_hot_open(const char * device, const char ** problem) {
+static std::string open(const char * device, int32_t & number) {
+    process_state &             s = state();
+    std::lock_guard<std::mutex> lock(s.mutex);
+    if (!s.started || !s.start_problem.empty()) {
+        return "the backend isn't registered";
+    }
     ggml_backend_device * found = nullptr;
     if (device != nullptr) {
         found = ggml.ggml_backend_dev_by_name(device);
         if (found == nullptr || found == &hot_device) {
-            *problem = text_or_null(std::string("there is no device ") + device);
-            return 0;
+            return std::string("there is no device ") + device;
         }
     }
-    process_state &             s = state();
-    std::lock_guard<std::mutex> lock(s.mutex);
     if (s.opened != nullptr) {
-        *problem = text_or_null("another model is being loaded");
-        return 0;
+        return "another model is being loaded";
     }
-    s.opened         = std::make_shared<hot_model>();
-    s.opened->device = found;
-    s.models[++s.last] = s.opened;
-    return s.last;
+    const auto model = std::make_shared<hot_model>();
+    model->device    = found;
+    s.models[s.last + 1] = model;
+    s.opened             = model;
+    number               = ++s.last;
+    return "";
+}
+
+int32_t dots_hot_open(const char * device, const char ** problem) {
+    int32_t number = 0;
+    *problem       = said([&] { return open(device, number); });
+    return number;
 }
 
 void dots_hot_loaded(int32_t model) {
@@ -77,12 +96,20 @@ void dots_hot_close(int32_t model) {
     state().models.erase(model);
 }
 
+static std::vector<moe_layer *> layers_of(const hot_model & model) {
+    try {
+        return model.layers();
+    } catch (const std::bad_alloc &) {
+        return {};
+    }
+}
+
 int32_t dots_hot_layers(int32_t model, dots_hot_layer * layers, int32_t n_max) {
     const auto found = model_of(model);
     if (found == nullptr) {
         return 0;
     }
-    const std::vector<moe_layer *> all = found->layers();
+    const std::vector<moe_layer *> all = layers_of(*found);
     for (int32_t i = 0; i < n_max && size_t(i) < all.size(); i++) {
         std::shared_lock<std::shared_mutex> lock(all[i]->residency);
         layers[i] = {
@@ -95,12 +122,12 @@ int32_t dots_hot_layers(int32_t model, dots_hot_layer * layers, int32_t n_max) {
 
 const char * dots_hot_reserve(int32_t model, int32_t layer, int32_t n_slots) {
     const auto found = model_of(model);
-    return text_or_null(found != nullptr ? found->reserve(layer, n_slots) : "this model is closed");
+    return said([&]() -> std::string { return found != nullptr ? found->reserve(layer, n_slots) : "this model is closed"; });
 }
 
 const char * dots_hot_place(int32_t model, int32_t layer, int32_t slot, int32_t expert) {
     const auto found = model_of(model);
-    return text_or_null(found != nullptr ? found->place(layer, slot, expert) : "this model is closed");
+    return said([&]() -> std::string { return found != nullptr ? found->place(layer, slot, expert) : "this model is closed"; });
 }
 
 int32_t dots_hot_residents(int32_t model, int32_t layer, int32_t * expert_in, int32_t n_max) {
@@ -145,7 +172,11 @@ int32_t dots_hot_read_counters(int32_t model, dots_hot_counters * counters) {
 int32_t dots_hot_read_heat(int32_t model, int32_t layer, uint64_t * decode, uint64_t * prefill, int32_t n_max) {
     const auto  found = model_of(model);
     moe_layer * which = found != nullptr ? found->layer(layer) : nullptr;
-    if (which == nullptr || !which->ready) {
+    if (which == nullptr) {
+        return 0;
+    }
+    std::shared_lock<std::shared_mutex> lock(which->residency);
+    if (!which->ready) {
         return 0;
     }
     const int32_t n = int32_t(std::min<int64_t>(which->n_experts, n_max));
@@ -158,10 +189,10 @@ int32_t dots_hot_read_heat(int32_t model, int32_t layer, uint64_t * decode, uint
 
 const char * dots_hot_trace(int32_t model, const char * path) {
     const auto found = model_of(model);
-    return text_or_null(found != nullptr ? found->trace_to(path) : "this model is closed");
+    return said([&]() -> std::string { return found != nullptr ? found->trace_to(path) : "this model is closed"; });
 }
 
 const char * dots_hot_messages(int32_t model) {
     const auto found = model_of(model);
-    return text_or_null(found != nullptr ? found->take_messages() : "");
+    return said([&]() -> std::string { return found != nullptr ? found->take_messages() : ""; });
 }

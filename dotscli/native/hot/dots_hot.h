@@ -1,8 +1,9 @@
 // The C interface of libdots_hot: all that dotscli/hot/plugin.py calls.
 //
 // A model is opened before llama.cpp loads its file and owns whatever routed experts are loaded into
-// the buffer type until `dots_hot_loaded`. Functions that return text return null when all is well and
-// else one line that says why not; the text is valid until the same thread's next call.
+// the buffer type until `dots_hot_loaded`, or until llama.cpp frees them again. Functions that return
+// text return null when all is well and else one line that says why not; the text is valid until the
+// same thread's next call.
 #pragma once
 
 #include <stddef.h>
@@ -50,6 +51,7 @@ DOTS_HOT_API int32_t      dots_hot_open(const char * device, const char ** probl
 DOTS_HOT_API void         dots_hot_loaded(int32_t model);
 DOTS_HOT_API void         dots_hot_close(int32_t model);
 
+// Layers whose experts are there, and how many there are; fewer when the model is being freed.
 DOTS_HOT_API int32_t      dots_hot_layers(int32_t model, dots_hot_layer * layers, int32_t n_max);
 DOTS_HOT_API const char * dots_hot_reserve(int32_t model, int32_t layer, int32_t n_slots);
 DOTS_HOT_API const char * dots_hot_place(int32_t model, int32_t layer, int32_t slot, int32_t expert);

@@ -37,8 +37,9 @@ static std::string check_names(const ggml_calls & calls) {
         { calls.ggml_type_name(TYPE_I64), "i64" },
     };
     for (const auto & name : names) {
-        if (strcmp(name.found, name.expected) != 0) {
-            return std::string("ggml numbers its operations differently: ") + name.expected + " is " + name.found;
+        const char * found = name.found != nullptr ? name.found : "nothing";
+        if (strcmp(found, name.expected) != 0) {
+            return std::string("ggml numbers its operations differently: ") + name.expected + " is " + found;
         }
     }
     return "";
