@@ -304,7 +304,7 @@ def test_another_ggml_is_refused_in_one_line(
 DECODE_UNDER_WATCH = """
 import ctypes, sys
 from pathlib import Path
-from dotscli.hot import library, plugin
+from dotscli.hot.backend import library, plugin
 from tests.dots1_gguf import Run, batches, log
 
 watch = ctypes.CDLL(sys.argv[1])

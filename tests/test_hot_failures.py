@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from dotscli.hot import library
+from dotscli.hot.backend import library
 from tests.dots1_gguf import Type, log, write_model
 from tests.hot_devices import ROOT, compiler
 
@@ -75,7 +75,7 @@ import contextlib, ctypes, json, sys
 from pathlib import Path
 import numpy as np
 from dotscli.errors import DotsError
-from dotscli.hot import library, plugin
+from dotscli.hot.backend import library, plugin
 from tests.dots1_gguf import Run, batches, log
 
 path, sizes = Path(sys.argv[2]), (1, 2, 33, 1)
@@ -168,7 +168,7 @@ import ctypes, json, sys
 from pathlib import Path
 import numpy as np
 from dotscli.errors import DotsError
-from dotscli.hot import library, plugin
+from dotscli.hot.backend import library, plugin
 from tests.dots1_gguf import Run, batches, log
 
 memory, path, sizes = ctypes.CDLL(sys.argv[1]), Path(sys.argv[2]), (1, 2, 33)
