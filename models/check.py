@@ -19,6 +19,7 @@ from dotscli.models.gguf_type import BOOL, FLOAT32, UINT32, VALUE_NAMES
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 MAX_WIDTH = 1 << 24
+MIN_ROPE_FACTOR = 1e-3
 SIGMOID = 2
 HINT = "write it again with: dots quantize CHECKPOINT"
 
@@ -54,7 +55,7 @@ NEUTRAL: dict[str, tuple[int, float, float]] = {
     "rope.scaling.original_context_length": (UINT32, 0, 1 << 31),
 }
 ROPE_SCALING = ("none", "linear", "yarn")
-NOT_DOTS1 = ("classifier.output_labels", "attention.sliding_window")
+NOT_DOTS1 = ("classifier.output_labels", "attention.sliding_window", "embedding_length_out")
 
 
 def check_dots1(gguf: GgufFile) -> None:
@@ -112,6 +113,11 @@ def _check_rope_scaling(gguf: GgufFile) -> None:
     kind = gguf.metadata.get(key)
     if key in gguf.metadata and kind not in ROPE_SCALING:
         raise _wrong(gguf, key, f"one of {', '.join(ROPE_SCALING)}")
+    for key in ("dots1.rope.scaling.factor", "dots1.rope.scale_linear"):
+        factor = gguf.metadata.get(key, 0)
+        assert isinstance(factor, int | float)  # its type has been checked
+        if 0 < factor < MIN_ROPE_FACTOR:  # llama.cpp divides by it
+            raise _wrong(gguf, key, f"0 for none, or between {MIN_ROPE_FACTOR:g} and 1e+06")
 
 
 def _check_routing(gguf: GgufFile) -> None:

@@ -218,6 +218,17 @@ VALUES: dict[str, tuple[Callable[[Gguf], object], str]] = {
     "RoPE over a part of the head": (key("dots1.rope.dimension_count", "u32", 8), "8"),
     "an unknown RoPE scaling": (key("dots1.rope.scaling.type", "string", "magic"), "'magic'"),
     "a RoPE base of zero": (key("dots1.rope.freq_base", "f32", 0.0), "freq_base is 0.0"),
+    "a RoPE base that is no number": (
+        key("dots1.rope.freq_base", "f32", float("nan")), "freq_base is nan"),
+    "a RoPE factor next to zero": (
+        key("dots1.rope.scaling.factor", "f32", 1e-40), "rope.scaling.factor is"),
+    "an infinite scale of experts": (
+        key("dots1.expert_weights_scale", "f32", float("inf")), "expert_weights_scale is inf"),
+    "an epsilon that is no number": (
+        key("dots1.attention.layer_norm_rms_epsilon", "f32", float("nan")), "is nan"),
+    "a context of 2^32 - 1": (key("dots1.context_length", "u32", 2**32 - 1), "4294967295"),
+    "outputs of another width": (
+        key("dots1.embedding_length_out", "u32", 2**31), "embedding_length_out"),
     "a negative epsilon": (key("dots1.attention.layer_norm_rms_epsilon", "f32", -1.0), "-1.0"),
     "attention that looks ahead": (key("dots1.attention.causal", "bool", 0), "causal is False"),
     "layers for further tokens": (key("dots1.nextn_predict_layers", "u32", 1), "is 1"),

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dotscli.engine.sampling import shown
 from dotscli.errors import DotsError
 
 # ggml type ids and bytes per block of the types that llama.cpp's attention reads (ggml.h).
@@ -142,7 +143,7 @@ def _cgroup_cpus(default: int) -> int:
 
 def _check_range(flag: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise DotsError(f"{flag} is {value}", hint=f"give {low} to {high}", exit_status=2)
+        raise DotsError(f"{flag} is {shown(value)}", hint=f"give {low} to {high}", exit_status=2)
 
 
 def _check_name(flag: str, value: str, known: Iterable[str]) -> None:

@@ -25,7 +25,7 @@ def parse_size(text: str) -> int:
     """
     nbytes = size_of(str(text))
     if nbytes is None:
-        raise typer.BadParameter(f"{text!r} is not a size such as 512M, 24G or 48GiB")
+        raise typer.BadParameter(f"{str(text)[:40]!r} is not a size such as 512M, 24G or 48GiB")
     return nbytes
 
 
@@ -35,7 +35,8 @@ def size_of(text: str) -> int | None:
     if match is None:
         return None
     power = ("", "K", "M", "G", "T").index(match[2].upper())
-    return int(float(match[1]) * 1024**power)
+    nbytes = float(match[1]) * 1024**power
+    return int(nbytes) if nbytes < 2**63 else None
 
 
 def gguf_files(incomplete: str) -> list[str]:
