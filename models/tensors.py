@@ -48,7 +48,7 @@ class Naming(Enum):
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTensor:
     """One tensor of the checkpoint and the part of it that a GGUF tensor takes.
 
     Attributes:
@@ -75,7 +75,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[SourceTensor, ...]
     layer: int | None = None
 
     @property
@@ -123,7 +123,7 @@ def tensor_specs(model: Sizes, naming: Naming) -> tuple[TensorSpec, ...]:
 
 
 def _plain(gguf: str, hf: str, shape: tuple[int, ...], layer: int | None = None) -> TensorSpec:
-    return TensorSpec(gguf, shape, (Source(hf, shape),), layer)
+    return TensorSpec(gguf, shape, (SourceTensor(hf, shape),), layer)
 
 
 def _attention(model: Sizes, layer: int) -> Iterator[TensorSpec]:
@@ -164,11 +164,11 @@ def _experts(model: Sizes, layer: int, naming: Naming) -> Iterator[TensorSpec]:
     for role in ("gate", "up", "down"):
         shape = (n_embd, width) if role == "down" else (width, n_embd)
         if naming is Naming.PER_EXPERT:
-            sources = tuple(Source(f"{hf}.{e}.{role}_proj.weight", shape) for e in range(n))
+            sources = tuple(SourceTensor(f"{hf}.{e}.{role}_proj.weight", shape) for e in range(n))
         elif role == "down":
-            sources = (Source(f"{hf}.down_proj{naming.value}", (n, *shape)),)
+            sources = (SourceTensor(f"{hf}.down_proj{naming.value}", (n, *shape)),)
         else:
             rows = (0, width) if role == "gate" else (width, 2 * width)
             whole = (n, 2 * width, n_embd)
-            sources = (Source(f"{hf}.gate_up_proj{naming.value}", whole, rows),)
+            sources = (SourceTensor(f"{hf}.gate_up_proj{naming.value}", whole, rows),)
         yield TensorSpec(f"blk.{layer}.ffn_{role}_exps.weight", (n, *shape), sources, layer)

@@ -16,7 +16,7 @@ from pathlib import Path
 from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
 from dotscli.quantize.encoder import Encoder, Importance
-from dotscli.quantize.jobs import Job, job_weights, jobs
+from dotscli.quantize.jobs import Job, job_size, jobs
 from dotscli.quantize.output.checksums import Sums, tensor_checksums
 from dotscli.quantize.output.error_report import ErrorReport
 from dotscli.quantize.output.identity import identity, sources
@@ -25,7 +25,7 @@ from dotscli.quantize.output.layout import layouts
 from dotscli.quantize.output.output import Output
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.rows.error import ErrorAndPower
-from dotscli.quantize.source.source import Weights
+from dotscli.quantize.source.source import Source
 from dotscli.quantize.threads import default_threads, in_order
 
 DEFAULT_MAX_MEMORY = 4 << 30
@@ -90,7 +90,7 @@ Event = Started | Resumed | Progress | TensorDone | Finished
 
 def convert(
     plan: Plan,
-    source: Weights,
+    source: Source,
     keys: Sequence[KeyValue],
     out: Path,
     *,
@@ -128,12 +128,12 @@ def convert(
         DotsError: the output is not allowed or too large, a weight is not finite, writing failed.
     """
     threads = threads or default_threads()
-    weights = job_weights(plan, threads, max_memory)
+    size = job_size(plan, threads, max_memory)
     files = layouts(plan, keys, out, split_max_size)
     all_inputs = [*source.inputs, *inputs]
     output = Output(files, inputs=all_inputs, force=force)
     output.check()
-    encoder = Encoder(plan, source, importance, weights)
+    encoder = Encoder(plan, source, importance, size)
     errors = None if report is None else ErrorReport(report, plan, out, all_inputs)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
     depends_on = identity(files, keys, inputs)
@@ -147,7 +147,7 @@ def convert(
         with output:
             journal.begin(output)
             try:
-                yield from _write(encoder, output, journal, errors, threads, weights, warnings)
+                yield from _write(encoder, output, journal, errors, threads, warnings)
             finally:
                 with suppress(DotsError):  # a full disk has been told of already
                     journal.commit(output)
@@ -165,13 +165,12 @@ def _write(
     journal: Journal,
     errors: ErrorReport | None,
     threads: int,
-    weights: int,
     warnings: tuple[str, ...],
 ) -> Iterator[Event]:
     """Everything between the open parts and their names."""
     plan, source = encoder.plan, encoder.source
     left = [0] * len(plan.tensors)  # bytes of the checkpoint that each tensor still waits for
-    for job in jobs(plan, source, weights):
+    for job in jobs(plan, source, encoder.job_size):
         left[job.tensor] += job.nbytes
     total, done = sum(left), 0
     if journal.notice:
@@ -199,7 +198,7 @@ def _write(
             sums.written(job.tensor, job.expert, made)
         return job, None if errors is None else encoder.error(job, made)
 
-    todo = (job for job in jobs(plan, source, weights) if left[job.tensor])
+    todo = (job for job in jobs(plan, source, encoder.job_size) if left[job.tensor])
     told = 0
     with in_order(run, todo, threads) as results:
         for job, error in results:

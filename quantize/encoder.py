@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.quantize.jobs import Job, piece_weights
+from dotscli.quantize.jobs import Job, piece_size
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.rows.codec import BadValue, Codec
 from dotscli.quantize.rows.error import ErrorAndPower, source_error
-from dotscli.quantize.source.source import Weights
+from dotscli.quantize.source.source import Source
 from dotscli.quantize.types import DTYPES
 
 
@@ -34,16 +34,16 @@ class Encoder:
 
     Args:
         source: what the plan's tensors are made from.
-        weights: the most weights in a job.
+        job_size: the most weights in a job.
     """
 
     def __init__(
-        self, plan: Plan, source: Weights, importance: Importance | None, weights: int
+        self, plan: Plan, source: Source, importance: Importance | None, job_size: int
     ) -> None:
         self.plan = plan
         self.source = source
         self._importance = importance
-        self._weights = weights
+        self.job_size = job_size
         self._local = threading.local()
 
     def encode(self, job: Job) -> memoryview:
@@ -54,7 +54,7 @@ class Encoder:
         """
         tensor = self.plan.tensors[job.tensor]
         out = self._buffer(job.out_nbytes)
-        if tensor.type.quantized and self.source.dtype(job.source) == tensor.type.name:
+        if tensor.type.quantized and self.source.dtype(job.source_tensor) == tensor.type.name:
             self._copy(job, out)
             return out[: job.out_nbytes].data
         columns = self._columns(job)
@@ -65,7 +65,7 @@ class Encoder:
                 )
             except BadValue as bad:
                 raise self._refused(bad, job, rows) from None
-        self.source.give_back(job.source, job.start, job.nbytes)
+        self.source.give_back(job.source_tensor, job.start, job.nbytes)
         return out[: job.out_nbytes].data
 
     def error(self, job: Job, data: bytes | memoryview) -> ErrorAndPower:
@@ -80,7 +80,7 @@ class Encoder:
                 tensor.type, piece, dtype, tensor.shape[-1], memoryview(data)[rows], columns
             )
             error, power = error + more[0], power + more[1]
-        self.source.give_back(job.source, job.start, job.nbytes)
+        self.source.give_back(job.source_tensor, job.start, job.nbytes)
         return error, power
 
     def weighted(self, index: int) -> bool:
@@ -95,17 +95,17 @@ class Encoder:
 
     def _copy(self, job: Job, out: NDArray[np.uint8]) -> None:
         """A tensor that is stored as the output wants it; quantized again, it would change."""
-        with self.source.view(job.source, job.start, job.nbytes) as view:
+        with self.source.view(job.source_tensor, job.start, job.nbytes) as view:
             out[: job.out_nbytes] = np.frombuffer(view, np.uint8)
         kind = self.plan.tensors[job.tensor].type
         if not self._local.codec.valid(out[: job.out_nbytes], kind):
-            path, _ = self.source.places(job.source)[0]
+            path, _ = self.source.places(job.source_tensor)[0]
             raise DotsError(
-                f"{path}: {job.source} holds an invalid block of type {kind} in row "
+                f"{path}: {job.source_tensor} holds an invalid block of type {kind} in row "
                 f"{job.first_row} or one of those after it (expert {job.expert})",
                 hint="the input is damaged; download or make it again",
             )
-        self.source.give_back(job.source, job.start, job.nbytes)
+        self.source.give_back(job.source_tensor, job.start, job.nbytes)
 
     def _pieces(self, job: Job) -> Iterator[tuple[slice, memoryview, str]]:
         """The job as the codec reads it: where it goes in the output, bytes, dtype.
@@ -113,18 +113,19 @@ class Encoder:
         Plain floats come as they are stored, everything else as F32, so many rows at a time that
         they stay in a core's cache.
         """
-        dtype = self.source.dtype(job.source)
+        dtype = self.source.dtype(job.source_tensor)
         if dtype in DTYPES:
-            with self.source.view(job.source, job.start, job.nbytes) as view:
+            with self.source.view(job.source_tensor, job.start, job.nbytes) as view:
                 yield slice(0, job.out_nbytes), view, dtype
             return
         tensor = self.plan.tensors[job.tensor]
         n_columns = tensor.shape[-1]
-        row_in, row_out = self.source.row_nbytes(job.source), tensor.type.row_nbytes(n_columns)
-        n_rows = max(1, piece_weights(self._weights) // n_columns)
+        row_in = self.source.row_nbytes(job.source_tensor)
+        row_out = tensor.type.row_nbytes(n_columns)
+        n_rows = max(1, piece_size(self.job_size) // n_columns)
         for row in range(0, job.nbytes // row_in, n_rows):
             nbytes = min(n_rows * row_in, job.nbytes - row * row_in)
-            floats = self.source.floats(job.source, job.start + row * row_in, nbytes)
+            floats = self.source.floats(job.source_tensor, job.start + row * row_in, nbytes)
             rows = slice(row * row_out, row * row_out + nbytes // row_in * row_out)
             yield rows, floats.data.cast("B"), "F32"
 
@@ -133,17 +134,17 @@ class Encoder:
         row, column = divmod(bad.index, tensor.shape[-1])
         row += job.first_row + rows.start // tensor.type.row_nbytes(tensor.shape[-1])
         reason = "is not finite" if not np.isfinite(bad.value) else "is too large"
-        path, _ = self.source.places(job.source)[0]
+        path, _ = self.source.places(job.source_tensor)[0]
         return DotsError(
-            f"{path}: {job.source} holds {bad.value:g} in row {row}, column {column}: it {reason} "
-            f"for {tensor.name} (expert {job.expert}) as {tensor.type}",
+            f"{path}: {job.source_tensor} holds {bad.value:g} in row {row}, column {column}: it "
+            f"{reason} for {tensor.name} (expert {job.expert}) as {tensor.type}",
             hint="the input is damaged; download it again",
         )
 
     def _buffer(self, nbytes: int) -> NDArray[np.uint8]:
         local = self._local
         if not hasattr(local, "codec"):
-            local.codec = Codec(piece_weights(self._weights))
+            local.codec = Codec(piece_size(self.job_size))
             local.out = np.empty(0, np.uint8)
         if local.out.size < nbytes:
             local.out = np.empty(nbytes, np.uint8)

@@ -58,7 +58,7 @@ def quantize(
             recipe = yield from decide(
                 given, recipe, budget, importance, out, split_max_size, threads
             )
-        decided = plan(given.model, given.weights, recipe, importance is not None)
+        decided = plan(given.model, given.source, recipe, importance is not None)
         keys, warnings = given.keys(recipe.file_type)
         warnings = (*decided.warnings, *warnings)
         if importance is not None:
@@ -66,7 +66,7 @@ def quantize(
             keys += importance.keys()
         yield from convert(
             decided,
-            given.weights,
+            given.source,
             keys,
             out,
             threads=threads,
@@ -80,7 +80,7 @@ def quantize(
             warnings=warnings,
         )
     finally:
-        given.weights.close()
+        given.source.close()
 
 
 def plan_steps(
@@ -105,7 +105,7 @@ def plan_steps(
             recipe = yield from decide(
                 given, recipe, budget, importance, _PLANNED, split_max_size, threads
             )
-        decided = plan(given.model, given.weights, recipe, importance is not None)
+        decided = plan(given.model, given.source, recipe, importance is not None)
     elif budget is not None:
         raise DotsError(
             f"{path} holds no safetensors, and a budget is spent by measuring the weights",

@@ -32,7 +32,7 @@ def weights(seed: int = 0, rows: int = ROWS, columns: int = COLUMNS) -> np.ndarr
 def test_it_is_the_sum_in_double_precision(
     kind: TensorType, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PIECE_WEIGHTS", 4 * COLUMNS)  # the last piece is shorter
+    monkeypatch.setattr(module, "_PIECE_SIZE", 4 * COLUMNS)  # the last piece is shorter
     values, importance = weights(), None
     if weighted:
         importance = np.exp(weights(1, 1)[0])

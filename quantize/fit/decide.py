@@ -42,7 +42,7 @@ def decide(
         DotsError: the checkpoint is not what its config says, a weight can't be quantized, or the
             budget is too small.
     """
-    specs = given.weights.specs(given.model)
+    specs = given.source.specs(given.model)
     named.check_overrides(specs)
     if importance is not None:
         importance.check(specs)
@@ -51,7 +51,7 @@ def decide(
         """Bytes of the files that are not tensors; a budget of bits per weight has none."""
         if budget.nbytes is None:
             return 0
-        decided = plan(given.model, given.weights, recipe, importance is not None)
+        decided = plan(given.model, given.source, recipe, importance is not None)
         keys, _ = given.keys(recipe.file_type)
         own = () if importance is None else importance.keys()
         files = layouts(decided, (*keys, *own), out, split_max_size)
@@ -59,7 +59,7 @@ def decide(
 
     groups = free_groups(specs, named.overrides)
     wanted = [(spec, group.candidates) for group in groups for spec in group.specs]
-    errors = yield from measure(wanted, given.weights, importance, threads or default_threads())
+    errors = yield from measure(wanted, given.source, importance, threads or default_threads())
     overhead, needed = -1, headers(named)
     while overhead < needed:  # once more where the types chosen make more files than foreseen
         overhead = needed

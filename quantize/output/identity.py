@@ -16,7 +16,7 @@ from dotscli.quantize.output.gguf_header import gguf_header, tensor_infos
 from dotscli.quantize.output.layout import FileLayout
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.rows.codec import library
-from dotscli.quantize.source.source import Weights
+from dotscli.quantize.source.source import Source
 
 _BLENDING = "dots.imatrix."
 _OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", _BLENDING, "split.")
@@ -46,12 +46,12 @@ def identity(
     }
 
 
-def sources(plan: Plan, weights: Weights) -> tuple[str, ...]:
+def sources(plan: Plan, source: Source) -> tuple[str, ...]:
     """For every tensor of the plan a hash of what it is made from."""
-    files = {path: _stat(path) for path in weights.paths}
+    files = {path: _stat(path) for path in source.paths}
     found = []
     for tensor in plan.tensors:
-        own = [place for source in tensor.spec.sources for place in weights.places(source.name)]
+        own = [place for part in tensor.spec.sources for place in source.places(part.name)]
         found.append(_hash(files[path] + entry.encode() for path, entry in own))
     return tuple(found)
 

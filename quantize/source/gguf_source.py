@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from dotscli.models.check import check_dots1, sizes_of
 from dotscli.models.gguf_file import GgufFile, GgufTensor, read_gguf, read_one
 from dotscli.models.gguf_type import WEIGHT_TYPES
-from dotscli.models.tensors import Naming, Sizes, Source, TensorSpec, tensor_specs
+from dotscli.models.tensors import Naming, Sizes, SourceTensor, TensorSpec, tensor_specs
 from dotscli.quantize.rows.decode import decode
 from dotscli.quantize.source.mapped import MappedFiles
 from dotscli.quantize.types import TensorType
@@ -36,7 +36,7 @@ class _Place:
 
 
 @dataclass
-class GgufWeights:
+class GgufSource:
     """The tensors of one GGUF and all its parts, as `dotscli.quantize.source.source` wants them.
 
     Attributes:
@@ -50,7 +50,7 @@ class GgufWeights:
     _files: MappedFiles = field(default_factory=MappedFiles)
 
     @classmethod
-    def open(cls, path: Path) -> GgufWeights:
+    def open(cls, path: Path) -> GgufSource:
         """Read and check the header of a GGUF, and of its parts if it is the first of several.
 
         Raises:
@@ -120,11 +120,11 @@ class GgufWeights:
         """Unmap the files."""
         self._files.close()
 
-    def _source(self, spec: TensorSpec, model: Sizes) -> Source:
+    def _source(self, spec: TensorSpec, model: Sizes) -> SourceTensor:
         if spec.name in self._places:
-            return Source(spec.name, spec.shape)
+            return SourceTensor(spec.name, spec.shape)
         # Q, K and V of a layer in one tensor, one after the other: check_dots1 has seen it.
         joined = f"blk.{spec.layer}.attn_qkv.weight"
         n_rows = model.n_heads * model.head_dim
         first = ("q", "k", "v").index(spec.name.removesuffix(".weight")[-1]) * n_rows
-        return Source(joined, (3 * n_rows, model.n_embd), (first, first + n_rows))
+        return SourceTensor(joined, (3 * n_rows, model.n_embd), (first, first + n_rows))

@@ -1,4 +1,4 @@
-"""Weights: what quantizing needs of its input, whether that is a checkpoint or a GGUF."""
+"""Source: what quantizing needs of its input, whether that is a checkpoint or a GGUF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dotscli.models.tensors import Sizes, TensorSpec
 
 
-class Weights(Protocol):
+class Source(Protocol):
     """The tensors of one model, read-only and safe to use from several threads.
 
     Attributes:
