@@ -24,11 +24,10 @@ from dotscli.quantize.output.journal import Journal
 from dotscli.quantize.output.layout import layouts
 from dotscli.quantize.output.output import Output
 from dotscli.quantize.plan import Plan
+from dotscli.quantize.request import Request
 from dotscli.quantize.rows.error import ErrorAndPower
 from dotscli.quantize.source.source import Source
 from dotscli.quantize.threads import default_threads, in_order
-
-DEFAULT_MAX_MEMORY = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -92,16 +91,8 @@ def convert(
     plan: Plan,
     source: Source,
     keys: Sequence[KeyValue],
-    out: Path,
-    *,
-    threads: int = 0,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    force: bool = False,
-    restart: bool = False,
-    split_max_size: int | None = None,
+    request: Request,
     importance: Importance | None = None,
-    inputs: Sequence[Path] = (),
-    report: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Iterator[Event]:
     """Write the file that the plan describes, or go on with it.
@@ -109,15 +100,8 @@ def convert(
     Args:
         source: what the plan's tensors are made from.
         keys: the metadata.
-        out: the file; out.part and out.part.journal are used meanwhile.
-        threads: 0 takes every core.
-        max_memory: bytes that the process may hold; the work is cut accordingly.
-        force: replace an existing file.
-        restart: throw away what an interrupted run has left.
-        split_max_size: write several files of at most so many bytes if one would be larger.
+        request: where to and how; its recipe and budget have become the plan already.
         importance: weights of columns per tensor name; tensors without are quantized plainly.
-        inputs: further files that the output depends on, and that it must not be.
-        report: a JSON file for the error of every matrix, which is measured on the way.
         warnings: handed on in Started.
 
     Yields:
@@ -127,21 +111,24 @@ def convert(
     Raises:
         DotsError: the output is not allowed or too large, a weight is not finite, writing failed.
     """
-    threads = threads or default_threads()
-    size = job_size(plan, threads, max_memory)
-    files = layouts(plan, keys, out, split_max_size)
+    threads = request.threads or default_threads()
+    size = job_size(plan, threads, request.max_memory)
+    files = layouts(plan, keys, request.out, request.split_max_size)
+    inputs = () if request.imatrix is None else (request.imatrix,)
     all_inputs = [*source.inputs, *inputs]
-    output = Output(files, inputs=all_inputs, force=force)
+    output = Output(files, inputs=all_inputs, force=request.force)
     output.check()
     encoder = Encoder(plan, source, importance, size)
-    errors = None if report is None else ErrorReport(report, plan, out, all_inputs)
+    errors = None
+    if request.report is not None:
+        errors = ErrorReport(request.report, plan, request.out, all_inputs)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
     depends_on = identity(files, keys, inputs)
     with Journal(output.path, depends_on, sources(plan, source), n_matrices) as journal:
-        if restart:
+        if request.restart:
             journal.forget()
         if errors is not None:
-            errors.check(force or journal.naming)
+            errors.check(request.force or journal.naming)
         if journal.naming:
             output.take_back()
         with output:

@@ -18,13 +18,14 @@ from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint, plan_steps, quantize_checkpoint
 from dotscli.quantize.convert import Resumed, TensorDone
 from dotscli.quantize.fit.fit import Fit, fit
-from dotscli.quantize.fit.knapsack import Budget, Option, least_nbytes, most_nbytes, spend
+from dotscli.quantize.fit.knapsack import Option, least_nbytes, most_nbytes, spend
 from dotscli.quantize.fit.measure import Measuring, measure, sample
 from dotscli.quantize.fit.sensitivity import ROLES
 from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.plan import Plan, plan
 from dotscli.quantize.recipe.groups import groups_of
 from dotscli.quantize.recipe.recipe import Override, quantizable
+from dotscli.quantize.request import Budget
 from dotscli.quantize.rows.codec import Codec
 from dotscli.quantize.rows.decode import decode
 from dotscli.quantize.source.shards import Shards
