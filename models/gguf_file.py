@@ -52,6 +52,21 @@ class GgufTensor:
         """Q4_K, F32 ..."""
         return type_name(self.type_id)
 
+    @property
+    def is_stack(self) -> bool:
+        """Whether it stacks the matrices of experts."""
+        return len(self.shape) == 3
+
+    @property
+    def n_experts(self) -> int:
+        """Number of expert matrices stacked in it; 1 for everything else."""
+        return self.shape[2] if self.is_stack else 1
+
+    @property
+    def matrix_nbytes(self) -> int:
+        """Bytes of one expert's matrix, or of all there is."""
+        return self.nbytes // self.n_experts
+
 
 @dataclass(frozen=True)
 class GgufFile:

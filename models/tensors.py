@@ -61,6 +61,11 @@ class SourceTensor:
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
 
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of each matrix in it, also of those that the GGUF tensor doesn't take."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
 
 @dataclass(frozen=True)
 class TensorSpec:
@@ -87,9 +92,41 @@ class TensorSpec:
         return n
 
     @property
+    def is_stack(self) -> bool:
+        """Whether it stacks the matrices of experts."""
+        return len(self.shape) == 3
+
+    @property
     def n_experts(self) -> int:
         """Number of expert matrices stacked in it; 1 for everything else."""
-        return self.shape[0] if len(self.shape) == 3 else 1
+        return self.shape[0] if self.is_stack else 1
+
+    @property
+    def n_columns(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1]
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one expert's matrix, or of the one there is; 1 for a vector."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all matrices together."""
+        return self.n_experts * self.matrix_rows
+
+    def source_of(self, expert: int) -> tuple[SourceTensor, int]:
+        """The tensor of the checkpoint with an expert's matrix, and the first row of that in it.
+
+        A fused stack has the rows of all experts one after the other, of each gate before up.
+        """
+        if len(self.sources) > 1:
+            source, first = self.sources[expert], 0
+        else:
+            source = self.sources[0]
+            first = expert * source.matrix_rows
+        return source, first + (source.rows[0] if source.rows else 0)
 
 
 _FUSED_NAME = re.compile(r"\.mlp\.experts\.(?:gate_up_proj|down_proj)(\.weight)?$")

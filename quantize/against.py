@@ -160,7 +160,7 @@ def _results(
             if following and (following.tensor, following.expert) == (job.tensor, job.expert):
                 continue
             tensor = tensors[job.tensor]
-            expert = job.expert if len(tensor.shape) > 2 else None  # a stack
+            expert = job.expert if tensor.spec.is_stack else None
             relative = relative_error(error, power)
             yield MatrixError(tensor.name, tensor.type.name, expert, relative, n_different)
             n_different, error, power = 0, 0.0, 0.0

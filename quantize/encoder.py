@@ -57,12 +57,10 @@ class Encoder:
         if tensor.type.quantized and self.source.dtype(job.source_tensor) == tensor.type.name:
             self._copy(job, out)
             return out[: job.out_nbytes].data
-        columns = self._columns(job)
+        n_columns, columns = tensor.spec.n_columns, self._columns(job)
         for rows, data, dtype in self._pieces(job):
             try:
-                self._local.codec.encode(
-                    data, dtype, tensor.shape[-1], tensor.type, out[rows], columns
-                )
+                self._local.codec.encode(data, dtype, n_columns, tensor.type, out[rows], columns)
             except BadValue as bad:
                 raise self._refused(bad, job, rows) from None
         self.source.give_back(job.source_tensor, job.start, job.nbytes)
@@ -73,11 +71,11 @@ class Encoder:
         importance of the columns, where there is one (see `dotscli.quantize.rows.error`).
         """
         tensor = self.plan.tensors[job.tensor]
-        columns = self._columns(job)
+        n_columns, columns = tensor.spec.n_columns, self._columns(job)
         error = power = 0.0
         for rows, piece, dtype in self._pieces(job):
             more = source_error(
-                tensor.type, piece, dtype, tensor.shape[-1], memoryview(data)[rows], columns
+                tensor.type, piece, dtype, n_columns, memoryview(data)[rows], columns
             )
             error, power = error + more[0], power + more[1]
         self.source.give_back(job.source_tensor, job.start, job.nbytes)
@@ -119,10 +117,8 @@ class Encoder:
                 yield slice(0, job.out_nbytes), view, dtype
             return
         tensor = self.plan.tensors[job.tensor]
-        n_columns = tensor.shape[-1]
-        row_in = self.source.row_nbytes(job.source_tensor)
-        row_out = tensor.type.row_nbytes(n_columns)
-        n_rows = max(1, piece_size(self.job_size) // n_columns)
+        row_in, row_out = self.source.row_nbytes(job.source_tensor), tensor.row_nbytes
+        n_rows = max(1, piece_size(self.job_size) // tensor.spec.n_columns)
         for row in range(0, job.nbytes // row_in, n_rows):
             nbytes = min(n_rows * row_in, job.nbytes - row * row_in)
             floats = self.source.floats(job.source_tensor, job.start + row * row_in, nbytes)
@@ -131,8 +127,8 @@ class Encoder:
 
     def _refused(self, bad: BadValue, job: Job, rows: slice) -> DotsError:
         tensor = self.plan.tensors[job.tensor]
-        row, column = divmod(bad.index, tensor.shape[-1])
-        row += job.first_row + rows.start // tensor.type.row_nbytes(tensor.shape[-1])
+        row, column = divmod(bad.index, tensor.spec.n_columns)
+        row += job.first_row + rows.start // tensor.row_nbytes
         reason = "is not finite" if not np.isfinite(bad.value) else "is too large"
         path, _ = self.source.places(job.source_tensor)[0]
         return DotsError(

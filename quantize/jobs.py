@@ -53,7 +53,7 @@ def job_size(plan: Plan, threads: int, max_memory: int) -> int:
     Raises:
         DotsError: not even one row per thread fits.
     """
-    longest = max(tensor.shape[-1] for tensor in plan.tensors)
+    longest = max(tensor.spec.n_columns for tensor in plan.tensors)
     size = (max_memory - BASE_NBYTES) // (threads * JOB_NBYTES_PER_WEIGHT)
     if size < longest:
         needed = BASE_NBYTES + threads * JOB_NBYTES_PER_WEIGHT * longest
@@ -76,22 +76,13 @@ def jobs(plan: Plan, source: Source, job_size: int) -> Iterator[Job]:
 
 
 def _tensor_jobs(index: int, tensor: TensorPlan, source: Source, job_size: int) -> Iterator[Job]:
-    spec = tensor.spec
-    n_columns = spec.shape[-1]
-    n_rows = spec.shape[-2] if len(spec.shape) > 1 else 1
-    row_out = tensor.type.row_nbytes(n_columns)
-    rows_per_job = max(1, job_size // n_columns)
+    spec, row_out = tensor.spec, tensor.row_nbytes
+    rows_per_job = max(1, job_size // spec.n_columns)
     for expert in range(spec.n_experts):
-        stacked = len(spec.sources) == 1
-        tensor_in = spec.sources[0 if stacked else expert]
+        tensor_in, first = spec.source_of(expert)
         row_in = source.row_nbytes(tensor_in.name)
-        # A fused stack holds this expert's rows among others': gate rows before up rows.
-        rows_in_source = tensor_in.shape[-2] if len(tensor_in.shape) > 1 else 1
-        first = (expert * rows_in_source if stacked else 0) + (
-            tensor_in.rows[0] if tensor_in.rows else 0
-        )
-        for row in range(0, n_rows, rows_per_job):
-            n = min(rows_per_job, n_rows - row)
+        for row in range(0, spec.matrix_rows, rows_per_job):
+            n = min(rows_per_job, spec.matrix_rows - row)
             yield Job(
                 tensor=index,
                 expert=expert,
@@ -99,6 +90,6 @@ def _tensor_jobs(index: int, tensor: TensorPlan, source: Source, job_size: int) 
                 start=(first + row) * row_in,
                 nbytes=n * row_in,
                 first_row=row,
-                offset=tensor.offset + (expert * n_rows + row) * row_out,
+                offset=tensor.offset + expert * tensor.matrix_nbytes + row * row_out,
                 out_nbytes=n * row_out,
             )

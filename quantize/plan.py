@@ -44,6 +44,16 @@ class TensorPlan:
         """Numpy order, rows before columns."""
         return self.spec.shape
 
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row in the file."""
+        return self.type.row_nbytes(self.spec.n_columns)
+
+    @property
+    def matrix_nbytes(self) -> int:
+        """Bytes of one expert's matrix in the file, or of the one there is."""
+        return self.spec.matrix_rows * self.row_nbytes
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -138,7 +148,7 @@ def _lost_twice(tensors: Sequence[TensorPlan], source: Source) -> tuple[str, ...
 
 def stored_nbytes(spec: TensorSpec, kind: TensorType) -> int:
     """Bytes of one tensor as a type that fits its rows, without padding."""
-    return spec.n_elements // spec.shape[-1] * kind.row_nbytes(spec.shape[-1])
+    return spec.n_rows * kind.row_nbytes(spec.n_columns)
 
 
 def aligned(nbytes: int) -> int:

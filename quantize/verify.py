@@ -15,7 +15,7 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
-from dotscli.models.gguf_file import GgufArray, GgufFile, GgufTensor, read_gguf, read_one
+from dotscli.models.gguf_file import GgufArray, GgufFile, read_gguf, read_one
 from dotscli.quantize.output.checksums import KEY, N_HEADER, checksum, matrix_checksum
 from dotscli.quantize.output.gguf_header import tensor_info
 from dotscli.quantize.threads import default_threads, in_order
@@ -128,23 +128,17 @@ def check_names(gguf: GgufFile, names: Sequence[str]) -> None:
             )
 
 
-def n_experts(tensor: GgufTensor) -> int:
-    """How many matrices a tensor stacks; the others are one."""
-    return tensor.shape[2] if len(tensor.shape) == 3 else 1  # rows, columns, experts
-
-
 def matrices(file: GgufFile, sums: Sequence[int] | None) -> Iterator[Matrix]:
     """Every matrix of one file, with its checksum if there are some."""
     position = N_HEADER
     for tensor in file.tensors:
-        count = n_experts(tensor)
-        nbytes = tensor.nbytes // count
-        for expert in range(count):
+        nbytes = tensor.matrix_nbytes
+        for expert in range(tensor.n_experts):
             yield Matrix(
                 path=file.path,
                 tensor=tensor.name,
                 type=tensor.type_name,
-                expert=expert if len(tensor.shape) > 2 else None,
+                expert=expert if tensor.is_stack else None,
                 start=file.data_offset + tensor.offset + expert * nbytes,
                 nbytes=nbytes,
                 expected=None if sums is None else sums[position],
@@ -202,7 +196,7 @@ def _header_damage(file: GgufFile) -> str:
     if sums is None:
         return ""
     infos = b"".join(tensor_info(t.name, t.shape, t.type_id, t.offset) for t in file.tensors)
-    count = N_HEADER + sum(n_experts(tensor) for tensor in file.tensors)
+    count = N_HEADER + sum(tensor.n_experts for tensor in file.tensors)
     if len(sums) != count or sums[1] != checksum([infos]):
         return _REARRANGED
     header = read_at(file.path, 0, file.data_offset)

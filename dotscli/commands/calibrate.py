@@ -148,8 +148,8 @@ def _collect(
 
 def _show_plan(terminal: Terminal, gguf: GgufFile, out: Path, work: Work, json: bool) -> None:
     """--dry-run. Measured are the matrices of the layers: all their weights but the norms."""
-    shapes = [t.shape for t in gguf.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
-    nbytes = sum(4 * (shape[0] + 1) * (shape[2] if len(shape) > 2 else 1) for shape in shapes)
+    measured = [t for t in gguf.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
+    nbytes = sum(4 * (tensor.shape[0] + 1) * tensor.n_experts for tensor in measured)
     if json:
         terminal.json(
             {
@@ -157,14 +157,14 @@ def _show_plan(terminal: Terminal, gguf: GgufFile, out: Path, work: Work, json: 
                 "tokens": len(work.tokens),
                 "chunk_size": work.chunk_size,
                 "chunks": work.n_chunks,
-                "entries": len(shapes),
+                "entries": len(measured),
                 "bytes": nbytes,
             }
         )
         return
     terminal.write(
         f"{len(work.tokens)} tokens: {work.n_chunks} chunks of {work.chunk_size} would be read, "
-        f"{len(shapes)} tensors measured, {format_bytes(nbytes)} written to {out}. "
+        f"{len(measured)} tensors measured, {format_bytes(nbytes)} written to {out}. "
         "Nothing was written.\n"
     )
 

@@ -95,8 +95,7 @@ def checkpoint_facts(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
         facts["shards"] = len(shards.paths)
         for spec in shards.specs(model):
             source = spec.sources[0]
-            n_rows = spec.n_elements // spec.shape[-1]
-            nbytes = n_rows * shards.row_nbytes(source.name)
+            nbytes = spec.n_rows * shards.row_nbytes(source.name)
             stored.append(Stored(spec.name, shards.dtype(source.name), nbytes, spec.n_elements))
         shards.close()
     facts["notes"].append(

@@ -206,10 +206,7 @@ def file_cost(gguf: GgufFile) -> ModelCost:
     assert isinstance(used, int)
     assert isinstance(trained, int)
     return model_cost(
-        (
-            TensorCost(t.name, t.type_name, t.nbytes, t.shape[2] if len(t.shape) > 2 else 1)
-            for t in gguf.tensors
-        ),
+        (TensorCost(t.name, t.type_name, t.nbytes, t.n_experts) for t in gguf.tensors),
         n_experts_used=used,
         n_ctx_train=trained,
         n_embd=sizes.n_embd,

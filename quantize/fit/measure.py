@@ -53,11 +53,10 @@ _Work = tuple[TensorSpec, Sequence[TensorType], list[Piece]]
 
 def sample(spec: TensorSpec, source: Source) -> list[Piece]:
     """Rows of a matrix or of a stack, spread over its experts and rows; all of a small one."""
-    n_rows, n_columns = spec.shape[-2:]
-    stacked = len(spec.sources) == 1
-    n_places = min(SAMPLE_PLACES, spec.n_experts * n_rows)
-    rows_per_place = max(1, SAMPLE_SIZE // (n_places * n_columns))
-    if spec.n_experts * n_rows <= n_places * rows_per_place:
+    n_rows = spec.matrix_rows
+    n_places = min(SAMPLE_PLACES, spec.n_rows)
+    rows_per_place = max(1, SAMPLE_SIZE // (n_places * spec.n_columns))
+    if spec.n_rows <= n_places * rows_per_place:
         places = [(expert, 0, n_rows) for expert in range(spec.n_experts)]
     else:
         n = min(rows_per_place, n_rows)
@@ -67,9 +66,8 @@ def sample(spec: TensorSpec, source: Source) -> list[Piece]:
         ]
     pieces = []
     for expert, row, n in dict.fromkeys(places):
-        part = spec.sources[0 if stacked else expert]
+        part, first = spec.source_of(expert)
         row_nbytes = source.row_nbytes(part.name)
-        first = (expert * part.shape[-2] if stacked else 0) + (part.rows[0] if part.rows else 0)
         pieces.append(Piece(expert, part.name, (first + row) * row_nbytes, n * row_nbytes))
     return pieces
 
@@ -123,7 +121,7 @@ def _errors(
 ) -> dict[TensorType, float]:
     """Of one tensor; a tensor of zeros has none."""
     spec, kinds, pieces = work
-    n_columns = spec.shape[-1]
+    n_columns = spec.n_columns
     entry = None if importance is None else importance.entries.get(spec.name)
     counts = np.ones(spec.n_experts) if entry is None or not entry.counts.any() else entry.counts
     error, power = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)

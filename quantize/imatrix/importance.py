@@ -99,7 +99,7 @@ class ImportanceMatrix:
             entry = self.entries.get(spec.name)
             if entry is None or len(spec.shape) < 2:
                 continue
-            expected = (spec.n_experts, spec.shape[-1])
+            expected = (spec.n_experts, spec.n_columns)
             if entry.sums.shape != expected:
                 raise DotsError(
                     f"{self.path}: {spec.name} has measurements of {entry.sums.shape[0]} x "

@@ -124,14 +124,13 @@ def _as_json(
 ) -> dict[str, object]:
     errors = [_rounded(relative_error(error, power)) for error, power in sums]
     powers = [_rounded(power) for _, power in sums]
-    stacked = len(tensor.shape) == 3
     return {
         "name": tensor.name,
         "type": tensor.type.name,
         "bytes": tensor.nbytes,
         "weighted": weighted,
-        "error": errors if stacked else errors[0],
-        "power": powers if stacked else powers[0],
+        "error": errors if tensor.spec.is_stack else errors[0],
+        "power": powers if tensor.spec.is_stack else powers[0],
     }
 
 

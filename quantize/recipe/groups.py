@@ -57,7 +57,7 @@ def groups_of(specs: Iterable[TensorSpec]) -> tuple[Group, ...]:
     found: dict[tuple[int | None, str, int], list[TensorSpec]] = {}
     for spec in specs:
         role = re.sub("_(gate|up)", "_gate_up", place_of(spec.name)[1], count=1)
-        found.setdefault((spec.layer, role, spec.shape[-1]), []).append(spec)
+        found.setdefault((spec.layer, role, spec.n_columns), []).append(spec)
     return tuple(
         Group(layer, role, tuple(members), candidates(n_columns))
         for (layer, role, n_columns), members in found.items()

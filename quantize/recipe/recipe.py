@@ -81,7 +81,7 @@ class Recipe:
         """
         if not quantizable(spec):
             return F32
-        n_columns = spec.shape[-1]
+        n_columns = spec.n_columns
         for override in self.overrides:
             if override.pattern.search(spec.name):
                 return fitting(override.type, n_columns)
