@@ -37,12 +37,13 @@ from passes import dots_quantize
 from reference import cache_folder
 
 from dotscli.models.dots1 import Dots1
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize import jobs
 from dotscli.quantize.plan import Plan, plan
 from dotscli.quantize.recipe.recipe import Recipe
 from dotscli.quantize.rows.codec import Codec
 from dotscli.quantize.source.safetensors_header import Entry, ShardTensor
-from dotscli.quantize.types import TensorType, type_named
+from dotscli.quantize.types import type_named
 
 REAL = ROOT / "tests/data/dots.llm1.inst"
 RECIPES = (

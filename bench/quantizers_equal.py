@@ -17,10 +17,11 @@ import numpy as np
 from measure import ROOT, note, table, write_report
 from numpy.typing import NDArray
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows import codec, native
 from dotscli.quantize.rows.native import Native
 from dotscli.quantize.source.shards import Shards
-from dotscli.quantize.types import IQ4_NL, TensorType
+from dotscli.quantize.types import IQ4_NL
 
 sys.path.insert(0, str(ROOT))
 from tests import awkward_weights

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.gguf_bytes import ByteReader, GgufArray
-from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, UINT32, WEIGHT_TYPES, type_name
+from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, TENSOR_TYPES, UINT32, type_name
 
 __all__ = ["GgufArray", "GgufFile", "GgufTensor", "read_gguf", "read_one"]
 
@@ -245,7 +245,7 @@ def _read_tensor(reader: ByteReader, name: str) -> GgufTensor:
     if elements == 0 or elements > MAX_ELEMENTS:
         raise reader.bad(f"{name} has the shape {shape}")
     type_id = int(reader.number(SCALARS[UINT32], f"the type of {name}"))
-    kind = WEIGHT_TYPES.get(type_id)
+    kind = TENSOR_TYPES.get(type_id)
     if kind is None:
         raise reader.bad(f"{name} has the unknown tensor type {type_id}")
     if shape[0] % kind.block:
@@ -253,4 +253,6 @@ def _read_tensor(reader: ByteReader, name: str) -> GgufTensor:
             f"{name} has {shape[0]} columns, {kind.name} needs a multiple of {kind.block}"
         )
     offset = reader.count(f"the offset of {name}", MAX_ELEMENTS)
-    return GgufTensor(name, tuple(shape), type_id, offset, elements // kind.block * kind.nbytes)
+    return GgufTensor(
+        name, tuple(shape), type_id, offset, elements // kind.block * kind.block_nbytes
+    )

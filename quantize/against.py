@@ -24,10 +24,8 @@ from dotscli.quantize.recipe.recipe import Recipe
 from dotscli.quantize.rows.error import ErrorAndPower, relative_error
 from dotscli.quantize.source.inputs import Input, open_input
 from dotscli.quantize.threads import default_threads, in_order
-from dotscli.quantize.types import TYPES
+from dotscli.quantize.types import written
 from dotscli.quantize.verify import check_names, read_at
-
-_BY_ID = {kind.id: kind for kind in TYPES}
 
 
 @dataclass(frozen=True)
@@ -121,7 +119,7 @@ def _plan(path: Path, found: dict[str, GgufTensor], given: Input) -> Plan:
         tensor = found.pop(spec.name, None)
         if tensor is None:
             continue
-        kind = _BY_ID.get(tensor.type_id)
+        kind = written(tensor.type_id)
         if tensor.shape != spec.shape[::-1] or kind is None:
             raise DotsError(
                 f"{path}: {spec.name} is {list(tensor.shape)} as {tensor.type_name}, the "

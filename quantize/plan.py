@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import Naming, Sizes, TensorSpec, tensor_specs
 from dotscli.quantize.recipe.recipe import Recipe
 from dotscli.quantize.source.source import Source
-from dotscli.quantize.types import DTYPES, TensorType
+from dotscli.quantize.types import DTYPES
 
 ALIGNMENT = 32  # GGUF's default for the start of a tensor
 

@@ -16,11 +16,10 @@ from pathlib import Path
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufArray, GgufFile, read_gguf, read_one
+from dotscli.models.gguf_type import UINT64
 from dotscli.quantize.output.checksums import KEY, N_HEADER, checksum, matrix_checksum
 from dotscli.quantize.output.gguf_header import tensor_info
 from dotscli.quantize.threads import default_threads, in_order
-
-_U64 = 10  # gguf_type
 
 
 @dataclass(frozen=True)
@@ -185,7 +184,7 @@ _CHANGED = "the metadata was changed after the file was written, or is damaged"
 def _sums(file: GgufFile) -> Sequence[int] | None:
     """The values of the checksum key, or None if it isn't there."""
     value = file.metadata.get(KEY)
-    if not isinstance(value, GgufArray) or value.element_type != _U64:
+    if not isinstance(value, GgufArray) or value.element_type != UINT64:
         return None
     return [int(number) for number in value.numbers()]
 

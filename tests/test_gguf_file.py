@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import time
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufArray, read_gguf
-from dotscli.models.gguf_type import WEIGHT_TYPES
+from dotscli.models.gguf_type import SCALARS, TENSOR_TYPES, VALUE_NAMES
 from tests import gguf_maker
 
 
@@ -61,10 +62,24 @@ def test_it_reads_what_the_gguf_package_writes(tmp_path: Path) -> None:
 
 def test_the_table_of_types_is_ggmls() -> None:
     sizes = {number.name: size for number, size in gguf.GGML_QUANT_SIZES.items()}
-    for number, known in WEIGHT_TYPES.items():
+    for number, known in TENSOR_TYPES.items():
         assert gguf.GGMLQuantizationType(number).name == known.name
+        assert known.id == number
         if known.name != "Q8_1":  # a type of intermediate results, wrong in the package
-            assert sizes[known.name] == (known.block, known.nbytes)
+            assert sizes[known.name] == (known.block, known.block_nbytes)
+
+
+def test_the_table_of_values_is_that_of_the_package() -> None:
+    short = {"UINT": "u", "INT": "i", "FLOAT": "f"}
+    for known in gguf.GGUFValueType:
+        kind = known.name.rstrip("0123456789")
+        assert VALUE_NAMES[known] == short.get(kind, kind.lower()) + known.name[len(kind) :]
+        fixed = known not in (gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY)
+        assert (known in SCALARS) == fixed
+        if fixed:
+            code = gguf.GGUFWriter._simple_value_packing[known]
+            assert SCALARS[known].size == struct.calcsize(f"<{code}")
+    assert len(VALUE_NAMES) == len(gguf.GGUFValueType)
 
 
 def test_a_split_model_is_read_from_its_first_shard(tmp_path: Path) -> None:

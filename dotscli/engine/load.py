@@ -218,7 +218,7 @@ def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
     """A quantized cache works in blocks within a head; llama.cpp aborts if they do not fit."""
     head_dim = sizes_of(gguf).head_dim
     for flag, kind in (("k", options.cache_type_k), ("v", options.cache_type_v)):
-        block = CACHE_TYPES[kind][1]
+        block = CACHE_TYPES[kind].block
         if head_dim % block:
             raise DotsError(
                 f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
@@ -260,8 +260,8 @@ def _context(
         params.cb_eval = collector.callback
         params.n_outputs_max = params.n_batch  # the last layer computes only what is put out
     params.n_threads, params.n_threads_batch = options.threads()
-    params.type_k = CACHE_TYPES[options.cache_type_k][0]
-    params.type_v = CACHE_TYPES[options.cache_type_v][0]
+    params.type_k = CACHE_TYPES[options.cache_type_k].id
+    params.type_v = CACHE_TYPES[options.cache_type_v].id
     params.flash_attn_type = FLASH_ATTN[options.flash_attn]
     context = api.llama_init_from_model(model, params)
     if not context:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import Sizes, TensorSpec
 from dotscli.quantize.fit.knapsack import Option, least_nbytes, most_nbytes, spend
 from dotscli.quantize.fit.measure import Errors
@@ -22,7 +23,6 @@ from dotscli.quantize.recipe.presets import Preset
 from dotscli.quantize.recipe.recipe import Override, Recipe, quantizable
 from dotscli.quantize.recipe.types_of_file import listed, place_of
 from dotscli.quantize.request import Budget
-from dotscli.quantize.types import TensorType
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize.imatrix.importance import ImportanceMatrix
 from dotscli.quantize.rows.codec import BadValue, Codec
 from dotscli.quantize.rows.error import source_error
 from dotscli.quantize.source.source import Source
 from dotscli.quantize.threads import in_order
-from dotscli.quantize.types import TensorType
 
 # Of every tensor: enough for errors within 1 or 2 %, little enough for a minute or two in all.
 SAMPLE_SIZE = 1 << 18

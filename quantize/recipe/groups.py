@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize.recipe.types_of_file import place_of
 from dotscli.quantize.types import (
@@ -26,7 +27,6 @@ from dotscli.quantize.types import (
     Q5_K,
     Q6_K,
     Q8_0,
-    TensorType,
 )
 
 # Q3_K is there because nothing of 4 bits is smaller than 4.25 bits per weight: without it a budget

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows.native import quantizer
-from dotscli.quantize.types import BF16, F16, F32, TensorType
+from dotscli.quantize.types import BF16, F16, F32
 
 Bits = NDArray[np.unsignedinteger[Any]]
 

@@ -16,9 +16,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows.codec import bits_of, widen
 from dotscli.quantize.rows.decode import decode_into
-from dotscli.quantize.types import TensorType
 
 _PIECE_SIZE = 1 << 16  # compared at a time: two times 256 KiB of floats stay in a core's cache
 

@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from dotscli.models.check import check_dots1, sizes_of
 from dotscli.models.gguf_file import GgufFile, GgufTensor, read_gguf, read_one
-from dotscli.models.gguf_type import WEIGHT_TYPES
+from dotscli.models.gguf_type import TENSOR_TYPES, TensorType
 from dotscli.models.tensors import Naming, Sizes, SourceTensor, TensorSpec, tensor_specs
 from dotscli.quantize.rows.decode import decode
 from dotscli.quantize.source.mapped import MappedFiles
-from dotscli.quantize.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,7 @@ class _Place:
 
     @property
     def type(self) -> TensorType:
-        kind = WEIGHT_TYPES[self.tensor.type_id]
-        return TensorType(kind.name, self.tensor.type_id, kind.block, kind.nbytes)
+        return TENSOR_TYPES[self.tensor.type_id]
 
 
 @dataclass
