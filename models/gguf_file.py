@@ -9,7 +9,8 @@ What a dots1 file must hold is checked in `dotscli.models.check`; the tensors ar
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
-from dotscli.models.gguf_bytes import ByteReader, GgufArray
+from dotscli.models.gguf_bytes import ByteReader, GgufArray, TooShortError
 from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, TENSOR_TYPES, UINT32, type_name
+from dotscli.models.regular_file import check_regular
 
 __all__ = ["GgufArray", "GgufFile", "GgufTensor", "read_gguf", "read_one"]
 
@@ -30,6 +32,8 @@ MAX_NAME = 63  # GGML_MAX_NAME - 1
 MAX_STRING = 1 << 24
 MAX_ELEMENTS = 1 << 62
 MAX_SHARDS = 999
+MAX_HEADER_NBYTES = 64 << 20
+_USUAL_NBYTES = 8 << 20  # what the header of dots.llm1 takes, a vocabulary of 152,064 tokens in it
 DEFAULT_ALIGNMENT = 32
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
@@ -138,16 +142,22 @@ def _shard_paths(path: Path, count: int) -> list[Path]:
 
 def read_one(path: Path) -> GgufFile:
     """The header of one file, be it a part of a split model or not; errors as of `read_gguf`."""
+    check_regular(path, hint="give a .gguf file")
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
+        with path.open("rb") as file:  # not mapped: a file that is cut meanwhile would be a signal
+            size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise DotsError(f"{path} is empty", hint="fetch or write it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(ByteReader(data, path), path)
-    except (OSError, ValueError) as error:  # mmap raises ValueError for what is no plain file
-        reason = getattr(error, "strerror", None) or error
-        raise DotsError(f"{path} cannot be read: {reason}") from error
+            for nbytes in (_USUAL_NBYTES, MAX_HEADER_NBYTES):
+                file.seek(0)
+                with contextlib.suppress(TooShortError):
+                    return _parse(ByteReader(file.read(nbytes), path, size), path)
+    except OSError as error:
+        raise DotsError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise DotsError(
+        f"{path}: the header is longer than {MAX_HEADER_NBYTES >> 20} MiB, or was cut off just now",
+        hint="the file is damaged; fetch or write it again",
+    )
 
 
 def _parse(reader: ByteReader, path: Path) -> GgufFile:
