@@ -1,9 +1,9 @@
 """convert(): does what a plan says and tells of it by events; nothing is printed here.
 
-The main thread cuts jobs and hands on events; worker threads map rows, quantize them and write them
-to their place. Every place is known from the plan, so the file's bytes do not depend on threads or
-timing, nor on whether an interruption came between: whatever ends it early, a signal or the power
-included, finished tensors stay in the part, and the next run checks and keeps them.
+The main thread cuts jobs and hands on events; worker threads read rows, quantize them and write
+them to their place. Every place is known from the plan, so the file's bytes do not depend on
+threads or timing, nor on whether an interruption came between: whatever ends it early, a signal or
+the power included, finished tensors stay in the part, and the next run checks and keeps them.
 """
 
 from __future__ import annotations
@@ -124,9 +124,9 @@ def convert(
         errors = ErrorReport(request.report, plan, request.out, all_inputs)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
     depends_on = identity(files, keys, inputs)
-    with Journal(output.path, depends_on, sources(plan, source), n_matrices) as journal:
-        if request.restart:
-            journal.forget()
+    made_from = sources(plan, source)
+    with Journal(output.path, depends_on, made_from, n_matrices, request.restart) as journal:
+        output.expect_parts(journal.is_ours)
         if errors is not None:
             errors.check(request.force or journal.naming)
         if journal.naming:

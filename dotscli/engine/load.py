@@ -26,6 +26,7 @@ from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_siz
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
+from dotscli.models.regular_file import check_replaceable
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
@@ -110,6 +111,7 @@ def _check_trace(path: Path, choice: HotChoice | None) -> None:
             "what is routed can be traced with hot experts only",
             hint="--hot 1M --hot-device CPU has them on any machine",
         )
+    check_replaceable(path, "--heat-trace")
     if path.exists():
         raise DotsError(f"{path} exists already", hint="name another file for the trace")
 

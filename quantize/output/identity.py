@@ -8,6 +8,7 @@ nothing and are left out. The words are shown to users when a part differs.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -36,7 +37,7 @@ def identity(
     own = [key for key in keys if not key.key.startswith(_OF_THE_RECIPE)]
     blending = [f"{key}".encode() for key in keys if key.key.startswith(_BLENDING)]
     plan = [
-        text for file in files for text in (file.path.name.encode(), tensor_infos(file.tensors))
+        text for file in files for text in (os.fsencode(file.path.name), tensor_infos(file.tensors))
     ]
     return {
         "the recipe": _hash(plan),
@@ -58,7 +59,7 @@ def sources(plan: Plan, source: Source) -> tuple[str, ...]:
 
 def _stat(path: Path) -> bytes:
     status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}".encode()
+    return os.fsencode(path.name) + f" {status.st_size} {status.st_mtime_ns}".encode()
 
 
 def _hash(pieces: Iterable[bytes]) -> str:
