@@ -105,7 +105,7 @@ def compare_real(paths: list[Native], kind: TensorType, weighted: bool, folder: 
         if len(shape) < 2 or shape[-1] % kind.block or shards.dtype(name) != "BF16":
             continue
         n_weights = int(np.prod(shape))
-        bits = np.frombuffer(shards.view(name, 0, n_weights * 2), "<u2")
+        bits = np.frombuffer(shards.read(name, 0, n_weights * 2), "<u2")
         weights = (bits.astype(np.uint32) << 16).view(np.float32).reshape(-1, shape[-1])
         rng = np.random.default_rng(done)
         importance = awkward_weights.importance(rng, shape[-1]) if weighted else None

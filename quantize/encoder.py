@@ -18,6 +18,7 @@ from dotscli.quantize.jobs import Job, piece_size
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.rows.codec import BadValue, Codec
 from dotscli.quantize.rows.error import ErrorAndPower, source_error
+from dotscli.quantize.rows.sound import first_unsound
 from dotscli.quantize.source.source import Source
 from dotscli.quantize.types import DTYPES
 
@@ -63,7 +64,6 @@ class Encoder:
                 self._local.codec.encode(data, dtype, n_columns, tensor.type, out[rows], columns)
             except BadValue as bad:
                 raise self._refused(bad, job, rows) from None
-        self.source.give_back(job.source_tensor, job.start, job.nbytes)
         return out[: job.out_nbytes].data
 
     def error(self, job: Job, data: bytes | memoryview) -> ErrorAndPower:
@@ -78,7 +78,6 @@ class Encoder:
                 tensor.type, piece, dtype, n_columns, memoryview(data)[rows], columns
             )
             error, power = error + more[0], power + more[1]
-        self.source.give_back(job.source_tensor, job.start, job.nbytes)
         return error, power
 
     def weighted(self, index: int) -> bool:
@@ -93,17 +92,19 @@ class Encoder:
 
     def _copy(self, job: Job, out: NDArray[np.uint8]) -> None:
         """A tensor that is stored as the output wants it; quantized again, it would change."""
-        with self.source.view(job.source_tensor, job.start, job.nbytes) as view:
-            out[: job.out_nbytes] = np.frombuffer(view, np.uint8)
-        kind = self.plan.tensors[job.tensor].type
-        if not self._local.codec.valid(out[: job.out_nbytes], kind):
+        stored = self.source.read(job.source_tensor, job.start, job.nbytes)
+        out[: job.out_nbytes] = np.frombuffer(stored, np.uint8)
+        tensor = self.plan.tensors[job.tensor]
+        kind = tensor.type
+        bad = first_unsound(out[: job.out_nbytes].data, kind)
+        if bad is not None:
             path, _ = self.source.places(job.source_tensor)[0]
+            row = job.first_row + bad * kind.block // tensor.spec.n_columns
             raise DotsError(
-                f"{path}: {job.source_tensor} holds an invalid block of type {kind} in row "
-                f"{job.first_row} or one of those after it (expert {job.expert})",
+                f"{path}: {job.source_tensor} holds a {kind} block whose scale is not finite in "
+                f"row {row} (expert {job.expert})",
                 hint="the input is damaged; download or make it again",
             )
-        self.source.give_back(job.source_tensor, job.start, job.nbytes)
 
     def _pieces(self, job: Job) -> Iterator[tuple[slice, memoryview, str]]:
         """The job as the codec reads it: where it goes in the output, bytes, dtype.
@@ -113,8 +114,8 @@ class Encoder:
         """
         dtype = self.source.dtype(job.source_tensor)
         if dtype in DTYPES:
-            with self.source.view(job.source_tensor, job.start, job.nbytes) as view:
-                yield slice(0, job.out_nbytes), view, dtype
+            stored = self.source.read(job.source_tensor, job.start, job.nbytes)
+            yield slice(0, job.out_nbytes), stored, dtype
             return
         tensor = self.plan.tensors[job.tensor]
         row_in, row_out = self.source.row_nbytes(job.source_tensor), tensor.row_nbytes

@@ -19,7 +19,7 @@ JOB_SIZE = 1 << 20  # weights in a job where memory allows it
 
 # What a run holds whatever the model: Python, numpy, a vocabulary of 152,064 tokens, the header.
 BASE_NBYTES = 256 << 20
-# Per weight of a job: mapped source (4), floats of a piece (4 at most), output (4 at most). Of a
+# Per weight of a job: source (4), floats of a piece (4 at most), output (4 at most). Of a
 # source that is not plain floats there is less, and a piece of floats twice.
 JOB_NBYTES_PER_WEIGHT = 12
 

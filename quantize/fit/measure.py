@@ -136,5 +136,4 @@ def _errors(
             sums = source_error(kind, floats, "F32", n_columns, made, columns)
             error[kind] += count * sums[0]
             power[kind] += count * sums[1]
-        source.give_back(piece.source_tensor, piece.start, piece.nbytes)
     return {kind: error[kind] / power[kind] if power[kind] else 0.0 for kind in kinds}

@@ -1,4 +1,4 @@
-"""The tensors of a dots1 GGUF as something to quantize: mapped, and dequantized piece by piece.
+"""The tensors of a dots1 GGUF as something to quantize: read and dequantized piece by piece.
 
 Every type that llama.cpp can run dots1 with is read, since its own functions dequantize. The file
 is checked as `dotscli.models.check` does before llama.cpp may see one.
@@ -17,7 +17,7 @@ from dotscli.models.gguf_file import GgufFile, GgufTensor, read_gguf, read_one
 from dotscli.models.gguf_type import TENSOR_TYPES, TensorType
 from dotscli.models.tensors import Naming, Sizes, SourceTensor, TensorSpec, tensor_specs
 from dotscli.quantize.rows.decode import decode
-from dotscli.quantize.source.mapped import MappedFiles
+from dotscli.quantize.source.opened import OpenFiles
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class GgufSource:
     gguf: GgufFile
     model: Sizes
     _places: dict[str, _Place]
-    _files: MappedFiles = field(default_factory=MappedFiles)
+    _files: OpenFiles = field(default_factory=OpenFiles)
 
     @classmethod
     def open(cls, path: Path) -> GgufSource:
@@ -94,20 +94,14 @@ class GgufSource:
         place = self._places[name]
         return place.type.row_nbytes(place.tensor.shape[0])
 
-    def view(self, name: str, start: int, nbytes: int) -> memoryview:
-        """Bytes of a tensor as they are stored, without a copy."""
+    def read(self, name: str, start: int, nbytes: int) -> memoryview:
+        """Bytes of a tensor as they are stored, valid until this thread reads again."""
         place = self._places[name]
-        return self._files.view(place.path, place.start + start, nbytes)
+        return self._files.read(place.path, place.start + start, nbytes)
 
     def floats(self, name: str, start: int, nbytes: int) -> NDArray[np.float32]:
         """The weights in these bytes, whole rows."""
-        with self.view(name, start, nbytes) as view:
-            return decode(view, self._places[name].type)
-
-    def give_back(self, name: str, start: int, nbytes: int) -> None:
-        """These bytes are done with; see `dotscli.quantize.source.mapped`."""
-        place = self._places[name]
-        self._files.give_back(place.path, place.start + start, nbytes)
+        return decode(self.read(name, start, nbytes), self._places[name].type)
 
     def places(self, name: str) -> tuple[tuple[Path, str], ...]:
         """The file of a tensor and its line in the header."""
@@ -115,7 +109,7 @@ class GgufSource:
         return ((place.path, f"{place.start} {place.tensor}"),)
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
         self._files.close()
 
     def _source(self, spec: TensorSpec, model: Sizes) -> SourceTensor:
