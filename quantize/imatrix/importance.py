@@ -181,4 +181,4 @@ def load_importance(path: Path, thin_tokens: int = THIN_TOKENS) -> ImportanceMat
 
 
 def _cut(text: str) -> str:
-    return text.encode("utf-8")[:_MAX_KEY_NBYTES].decode("utf-8", errors="ignore")
+    return text.encode("utf-8", "replace")[:_MAX_KEY_NBYTES].decode("utf-8", errors="ignore")
