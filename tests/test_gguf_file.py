@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufArray, read_gguf
 from dotscli.models.gguf_type import SCALARS, TENSOR_TYPES, VALUE_NAMES
 from tests import gguf_maker
+from tests.transcript import environment
 
 
 def test_the_header_says_what_was_written(tmp_path: Path) -> None:
@@ -139,3 +142,18 @@ def test_a_large_vocabulary_is_checked_in_a_quarter_of_a_second(tmp_path: Path) 
         check_dots1(read_gguf(path))
         taken.append(time.process_time() - started)
     assert min(taken) < 0.25
+
+
+def test_an_answer_does_not_wait_for_the_package_gguf(tiny_gguf: Path) -> None:
+    """Importing it takes 0.2 s, most of what a small model needs for its first token."""
+    script = (
+        "import sys; from dotscli.cli.app import run\n"
+        "from dotscli.terminal.terminal import Terminal\n"
+        "status = run(sys.argv[1:], Terminal.system())\n"
+        "sys.exit('imported' if 'gguf' in sys.modules else status)"
+    )
+    words = ["prompt", "hi", "-m", str(tiny_gguf), "-n", "1", "-c", "256"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], env=environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
