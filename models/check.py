@@ -10,6 +10,7 @@ its dots1 does not read are left alone. The weights themselves are not looked at
 from __future__ import annotations
 
 import math
+import shlex
 
 from dotscli.errors import DotsError
 from dotscli.models.check_tensors import GgufSizes, check_tensors
@@ -80,6 +81,11 @@ def check_dots1(gguf: GgufFile) -> None:
 
 def _check_architecture(gguf: GgufFile) -> None:
     found = gguf.metadata.get("general.architecture")
+    if gguf.metadata.get("general.type") == "imatrix":
+        raise DotsError(
+            f"{gguf.path} is an importance matrix, not a model",
+            hint=f"it is for: dots quantize CHECKPOINT --imatrix {shlex.quote(str(gguf.path))}",
+        )
     if found != "dots1":
         raise DotsError(
             f"{gguf.path} holds a model of architecture {found!r}",

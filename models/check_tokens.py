@@ -7,7 +7,7 @@ from dotscli.models.gguf_file import GgufArray, GgufFile
 from dotscli.models.gguf_type import BOOL, FLOAT32, INT32, STRING, UINT32, VALUE_NAMES
 
 TOKENS = "tokenizer.ggml.tokens"
-MAX_VOCAB = 1 << 24
+MAX_VOCAB = 1 << 20
 MAX_TOKEN = 2048  # bytes; llama.cpp's grammars recurse once per character of a token
 MAX_TEMPLATE = 1 << 20
 TOKEN_TYPES = range(1, 6)  # enum llama_token_type: normal, unknown, control, user-defined, unused

@@ -28,9 +28,9 @@ from bench.lib.traces import repeated, top_share
 from dotscli.hot import heat_store
 from dotscli.hot.backend import plugin
 from dotscli.hot.heat import Heat
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize import plan_checkpoint
 from dotscli.quantize.rows.codec import Codec
-from dotscli.quantize.types import TensorType
 from tests.dots1_gguf import Run, Type, header, log
 
 BANK_ROWS = 509  # a prime: experts, whose number of rows is even, all begin at different rows

@@ -25,6 +25,7 @@ from bench.lib.divergence import ratio, reference_log_probabilities, score, unce
 from bench.lib.measure import ROOT, machine, table
 from bench.quality.sensitivity import drained
 from dotscli.models.dots1 import Dots1
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.fit.fit import free_groups, harms
@@ -35,7 +36,6 @@ from dotscli.quantize.plan import plan, stored_nbytes
 from dotscli.quantize.recipe.recipe import Recipe, quantizable
 from dotscli.quantize.recipe.types_of_file import place_of
 from dotscli.quantize.source.shards import Shards
-from dotscli.quantize.types import TensorType
 
 REAL = Dots1.load(ROOT / "tests" / "data" / "dots.llm1.inst")
 N_REAL = sum(spec.n_elements for spec in REAL.tensors())

@@ -47,12 +47,13 @@ from bench.lib.measure import (
 from bench.lib.passes import dots_quantize
 from bench.lib.reference import cache_folder
 from dotscli.models.dots1 import Dots1
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize import jobs
 from dotscli.quantize.plan import Plan, plan
 from dotscli.quantize.recipe.recipe import Recipe
 from dotscli.quantize.rows.codec import Codec
 from dotscli.quantize.source.safetensors_header import Entry, ShardTensor
-from dotscli.quantize.types import TensorType, type_named
+from dotscli.quantize.types import type_named
 
 REAL = ROOT / "tests/data/dots.llm1.inst"
 RECIPES = (
@@ -206,7 +207,7 @@ def work_tables(
 
 def memory_text(model: Dots1, large: Measured, checkpoint: Path, threads: int) -> str:
     headers, own = shards_nbytes(model), dry_run_rss(REAL) - dry_run_rss(checkpoint)
-    per_thread = jobs.JOB_WEIGHTS * jobs.JOB_NBYTES_PER_WEIGHT
+    per_thread = jobs.JOB_SIZE * jobs.JOB_NBYTES_PER_WEIGHT
     base = large.peak_rss + own + headers
     rows = [
         [str(n), f"{(base + (n - threads) * per_thread) / MB:,.0f} MB"]
@@ -217,7 +218,7 @@ def memory_text(model: Dots1, large: Measured, checkpoint: Path, threads: int) -
         f"{large.peak_rss / MB:,.0f} MB. The plan of the real model takes {own / MB:+,.0f} MB "
         "against that checkpoint's (measured, --dry-run), the headers of its shards "
         f"{headers / MB:,.0f} MB (measured, their entries as Python holds them), and every "
-        f"further thread at most {per_thread / MB:.1f} MB ({jobs.JOB_WEIGHTS:,} weights of "
+        f"further thread at most {per_thread / MB:.1f} MB ({jobs.JOB_SIZE:,} weights of "
         f"{jobs.JOB_NBYTES_PER_WEIGHT} bytes).\n\n" + table(("threads", "memory"), rows)
     )
 

@@ -17,9 +17,9 @@ from collections.abc import Callable
 import numpy as np
 
 from bench.lib.measure import ROOT, note, other_load, ratios, spread, table, write_report
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows import codec, native
 from dotscli.quantize.rows.native import Native
-from dotscli.quantize.types import TensorType
 
 REPORT = ROOT / "docs/bench/quantizers.md"
 SHAPE = (128, 2048)

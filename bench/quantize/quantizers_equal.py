@@ -17,10 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.lib.measure import ROOT, note, table, write_report
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows import codec, native
 from dotscli.quantize.rows.native import Native
 from dotscli.quantize.source.shards import Shards
-from dotscli.quantize.types import IQ4_NL, TensorType
+from dotscli.quantize.types import IQ4_NL
 from tests import awkward_weights
 
 REPORT = ROOT / "docs/bench/quantizers_equal.md"
@@ -102,7 +103,7 @@ def compare_real(paths: list[Native], kind: TensorType, weighted: bool, folder: 
         if len(shape) < 2 or shape[-1] % kind.block or shards.dtype(name) != "BF16":
             continue
         n_weights = int(np.prod(shape))
-        bits = np.frombuffer(shards.view(name, 0, n_weights * 2), "<u2")
+        bits = np.frombuffer(shards.read(name, 0, n_weights * 2), "<u2")
         weights = (bits.astype(np.uint32) << 16).view(np.float32).reshape(-1, shape[-1])
         rng = np.random.default_rng(done)
         importance = awkward_weights.importance(rng, shape[-1]) if weighted else None

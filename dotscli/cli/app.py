@@ -16,7 +16,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from dotscli.cli import commands
-from dotscli.errors import DotsError, ExitStatus
+from dotscli.errors import EXHAUSTED_HINT, DotsError, ExitStatus, is_exhausted
 from dotscli.terminal.terminal import Terminal
 
 HELP = """Run dots.llm1 on your own machine: quantize its checkpoint to 4 bits, prompt it, chat.
@@ -101,6 +101,11 @@ def run(arguments: Sequence[str], terminal: Terminal) -> int:
         if terminal.environ.get("DOTS_DEBUG") == "1":
             raise
         terminal.error(str(error))
+        return int(ExitStatus.ERROR)
+    except (MemoryError, RuntimeError, ImportError) as error:
+        if terminal.environ.get("DOTS_DEBUG") == "1" or not is_exhausted(error):
+            raise
+        terminal.error("there is not enough memory", EXHAUSTED_HINT)
         return int(ExitStatus.ERROR)
     except KeyboardInterrupt:
         return int(ExitStatus.INTERRUPTED)

@@ -29,6 +29,7 @@ from dotscli.engine.stream import Piece, Stats, TextStream
 from dotscli.engine.vocab import Vocabulary
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
+from dotscli.models.check_values import check_vectors
 from dotscli.models.gguf_file import read_gguf
 from dotscli.models.template_process import expect as expect_template
 from dotscli.models.template_process import let_go as let_template_go
@@ -90,6 +91,7 @@ class Engine:
         started = time.perf_counter()
         gguf = read_gguf(path)
         check_dots1(gguf)
+        check_vectors(gguf)
         log().listener = on_log if options.verbose else None
         if on_log is not None and options.verbose:
             for caveat in caveats():

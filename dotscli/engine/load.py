@@ -26,6 +26,7 @@ from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_siz
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
+from dotscli.models.regular_file import check_replaceable
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
@@ -110,6 +111,7 @@ def _check_trace(path: Path, choice: HotChoice | None) -> None:
             "what is routed can be traced with hot experts only",
             hint="--hot 1M --hot-device CPU has them on any machine",
         )
+    check_replaceable(path, "--heat-trace")
     if path.exists():
         raise DotsError(f"{path} exists already", hint="name another file for the trace")
 
@@ -218,7 +220,7 @@ def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
     """A quantized cache works in blocks within a head; llama.cpp aborts if they do not fit."""
     head_dim = sizes_of(gguf).head_dim
     for flag, kind in (("k", options.cache_type_k), ("v", options.cache_type_v)):
-        block = CACHE_TYPES[kind][1]
+        block = CACHE_TYPES[kind].block
         if head_dim % block:
             raise DotsError(
                 f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
@@ -260,8 +262,8 @@ def _context(
         params.cb_eval = collector.callback
         params.n_outputs_max = params.n_batch  # the last layer computes only what is put out
     params.n_threads, params.n_threads_batch = options.threads()
-    params.type_k = CACHE_TYPES[options.cache_type_k][0]
-    params.type_v = CACHE_TYPES[options.cache_type_v][0]
+    params.type_k = CACHE_TYPES[options.cache_type_k].id
+    params.type_v = CACHE_TYPES[options.cache_type_v].id
     params.flash_attn_type = FLASH_ATTN[options.flash_attn]
     context = api.llama_init_from_model(model, params)
     if not context:

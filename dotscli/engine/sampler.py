@@ -104,7 +104,7 @@ class Sampler:
         records["id"] = np.arange(n_vocab, dtype=np.int32)
         logits = self._api.llama_get_logits_ith(self._context, -1)
         records["logit"] = np.ctypeslib.as_array(logits, shape=(n_vocab,))
-        if np.isnan(records["logit"]).any():
+        if not np.isfinite(records["logit"]).all():
             raise not_numbers()
         records["logit"][self._markup()] = -np.inf
         return records

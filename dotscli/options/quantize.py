@@ -12,7 +12,7 @@ from dotscli.errors import DotsError, ExitStatus
 from dotscli.options.shared import parse_size
 
 if TYPE_CHECKING:
-    from dotscli.quantize.fit.knapsack import Budget
+    from dotscli.quantize.request import Budget
 
 
 def preset_names(incomplete: str) -> list[tuple[str, str]]:
@@ -105,7 +105,7 @@ class QuantizeFlags:
             DotsError: more than one of --type, --bpw and --size, or a --bpw that is no number of
                 bits.
         """
-        from dotscli.quantize.fit.knapsack import Budget
+        from dotscli.quantize.request import Budget
 
         if [self.type, self.bpw, self.size].count(None) < 2:
             raise DotsError(

@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import sys
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,9 +19,14 @@ from typing import TextIO
 from dotscli.errors import DotsError
 from dotscli.terminal.descriptors import open_closed, to_nowhere
 from dotscli.terminal.progress import NoProgress, Progress
-from dotscli.terminal.text import COLOUR, aligned, printable
-
-WAIT_NOTE_S = 2.0  # after this long without an end of stdin, say what is being waited for
+from dotscli.terminal.reading import (
+    MAX_TEXT_NBYTES,
+    noted_wait,
+    read_bounded,
+    read_named,
+    too_long,
+)
+from dotscli.terminal.text import COLOUR, NAMES, aligned, printable
 
 
 class Terminal:
@@ -60,7 +64,7 @@ class Terminal:
     def system(cls) -> Terminal:
         """The process's own streams: UTF-8 whatever the locale, newlines as they are."""
         open_closed()
-        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, None)):
+        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, NAMES), (sys.stderr, None)):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(encoding="utf-8", errors=errors or "backslashreplace", newline="")
@@ -134,9 +138,9 @@ class Terminal:
             self._at_line_start = False
 
     def json(self, value: object) -> None:
-        """One JSON document."""
+        """One JSON document; what is no UTF-8 in a file name becomes JSON's escapes."""
         text = json.dumps(value, ensure_ascii=False, indent=2 if self.stdout_is_tty else None)
-        self.write(text + "\n")
+        self.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
@@ -214,22 +218,14 @@ class Terminal:
         """All of stdin as text; if nobody ends it, a note says after two seconds what is awaited.
 
         Raises:
-            DotsError: it is binary.
+            DotsError: it is binary, or longer than `reading.MAX_TEXT_NBYTES`.
         """
-        done = threading.Event()
-
-        def remind() -> None:
-            if not done.wait(WAIT_NOTE_S):
-                self.note("waiting for the end of stdin; `< /dev/null` gives none")
-
-        reminder = threading.Thread(target=remind, daemon=True)
-        reminder.start()
-        try:
+        with noted_wait(self.note, "waiting for the end of stdin; `< /dev/null` gives none"):
             raw = getattr(self.stdin, "buffer", None)
-            data = raw.read() if raw is not None else self.stdin.read().encode("utf-8", "replace")
-        finally:
-            done.set()
-            reminder.join()
+            if raw is not None:
+                data = read_bounded(raw, "stdin")
+            else:
+                data = self.stdin.read().encode("utf-8", "replace")
         return self.decode(data, "stdin")
 
     def lines(self, prompt: str = "") -> Iterator[str]:
@@ -239,9 +235,11 @@ class Terminal:
             if prompt and not self.quiet:
                 self.stderr.write(prompt)
                 self.stderr.flush()
-            line = raw.readline()
+            line = raw.readline(MAX_TEXT_NBYTES + 1)
             if not line:
                 return
+            if len(line) > MAX_TEXT_NBYTES:
+                raise too_long("a line of stdin")
             text = line if isinstance(line, str) else self.decode(line, "stdin")
             yield text.removesuffix("\n").removesuffix("\r")
 
@@ -288,10 +286,6 @@ class Terminal:
         """A text file the user named.
 
         Raises:
-            DotsError: it can't be read, or it is binary.
+            DotsError: it can't be read, is binary, or longer than `reading.MAX_TEXT_NBYTES`.
         """
-        try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DotsError(f"{path} can't be read: {error.strerror or error}") from error
-        return self.decode(data, str(path))
+        return self.decode(read_named(path, self.note), str(path))

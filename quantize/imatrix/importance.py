@@ -99,7 +99,7 @@ class ImportanceMatrix:
             entry = self.entries.get(spec.name)
             if entry is None or len(spec.shape) < 2:
                 continue
-            expected = (spec.n_experts, spec.shape[-1])
+            expected = (spec.n_experts, spec.n_columns)
             if entry.sums.shape != expected:
                 raise DotsError(
                     f"{self.path}: {spec.name} has measurements of {entry.sums.shape[0]} x "
@@ -181,4 +181,4 @@ def load_importance(path: Path, thin_tokens: int = THIN_TOKENS) -> ImportanceMat
 
 
 def _cut(text: str) -> str:
-    return text.encode("utf-8")[:_MAX_KEY_NBYTES].decode("utf-8", errors="ignore")
+    return text.encode("utf-8", "replace")[:_MAX_KEY_NBYTES].decode("utf-8", errors="ignore")

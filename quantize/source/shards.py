@@ -1,8 +1,8 @@
 """The safetensors files of one checkpoint: which tensors they hold, and what is in them.
 
-All headers are read and checked when a checkpoint is opened; the data is mapped into memory when
-it is first asked for, and given back piece by piece, so that a checkpoint of any size takes a few
-pages. The scales of FP8 tensors go with their tensors and are no tensors to anybody else.
+All headers are read and checked when a checkpoint is opened, the data piece by piece when it is
+asked for, so that a checkpoint of any size takes a few buffers. The scales of FP8 tensors go with
+their tensors and are no tensors to anybody else.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ from dotscli.quantize.rows.decode import decode
 from dotscli.quantize.source.complete import check_sources
 from dotscli.quantize.source.fp8 import apply_scales, widen
 from dotscli.quantize.source.fp8_layout import Scales, paired
-from dotscli.quantize.source.mapped import MappedFiles
+from dotscli.quantize.source.opened import OpenFiles
 from dotscli.quantize.source.safetensors_header import ShardTensor, read_header
 from dotscli.quantize.types import type_named
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARDS = 10_000
+MAX_TENSORS = 1 << 17  # of all shards; dots.llm1 has 24,231, and as many scales in FP8
 _OUTPUTS = (".gguf", ".part", ".journal")  # what may lie beside a checkpoint and be replaced
 
 
@@ -47,7 +48,7 @@ class Shards:
     paths: tuple[Path, ...]
     tensors: dict[str, ShardTensor]
     scales: dict[str, Scales] = field(default_factory=dict)
-    _files: MappedFiles = field(default_factory=MappedFiles)
+    _files: OpenFiles = field(default_factory=OpenFiles)
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
@@ -133,28 +134,23 @@ class Shards:
         entry = self.tensors[name].entry
         return entry.nbytes // int(np.prod(entry.shape[:-1]))
 
-    def view(self, name: str, start: int, nbytes: int) -> memoryview:
-        """Bytes start .. start + nbytes of a tensor, without a copy.
+    def read(self, name: str, start: int, nbytes: int) -> memoryview:
+        """Bytes start .. start + nbytes of a tensor, valid until this thread reads again.
 
         Raises DotsError if the file became shorter since it was opened.
         """
-        return self._view(name, self.tensors[name], start, nbytes)
+        return self._read(name, self.tensors[name], start, nbytes)
 
     def floats(self, name: str, start: int, nbytes: int) -> NDArray[np.float32]:
         """The weights in these bytes, whole rows; see `dotscli.quantize.source.source`."""
         scales, entry = self.scales.get(name), self.tensors[name].entry
-        with self.view(name, start, nbytes) as view:
-            if scales is None:
-                return decode(view, type_named(entry.dtype))
-            floats = widen(view, entry.dtype).reshape(-1, entry.shape[-1])
+        stored = self.read(name, start, nbytes)
+        if scales is None:
+            return decode(stored, type_named(entry.dtype))
+        floats = widen(stored, entry.dtype).reshape(-1, entry.shape[-1])
         first = start // entry.shape[-1]
         apply_scales(floats, self._scales(scales, first, len(floats)), scales.grid, first)
         return floats.reshape(-1)
-
-    def give_back(self, name: str, start: int, nbytes: int) -> None:
-        """These bytes are done with; see `dotscli.quantize.source.mapped`."""
-        tensor = self.tensors[name]
-        self._files.give_back(tensor.path, tensor.entry.start + start, nbytes)
 
     def places(self, name: str) -> tuple[tuple[Path, str], ...]:
         """The shard and header entry of a tensor, and those of its scales."""
@@ -163,13 +159,13 @@ class Shards:
         return tuple((tensor.path, f"{tensor.entry}") for tensor in tensors)
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
         self._files.close()
 
-    def _view(self, name: str, tensor: ShardTensor, start: int, nbytes: int) -> memoryview:
+    def _read(self, name: str, tensor: ShardTensor, start: int, nbytes: int) -> memoryview:
         if not 0 <= start <= start + nbytes <= tensor.entry.nbytes:
             raise ValueError(f"{name}: {start}+{nbytes} of {tensor.entry.nbytes} bytes")
-        return self._files.view(tensor.path, tensor.entry.start + start, nbytes)
+        return self._files.read(tensor.path, tensor.entry.start + start, nbytes)
 
     def _scales(self, scales: Scales, first_row: int, n_rows: int) -> NDArray[np.float32]:
         """The scales of some rows, (blocks down, blocks across); DotsError if one can't be."""
@@ -178,8 +174,8 @@ class Shards:
         n_down = (first_row + n_rows - 1) // grid.rows - first + 1
         n_across = entry.shape[1] if len(entry.shape) > 1 else 1
         row = entry.nbytes // int(np.prod(entry.shape, dtype=int)) * n_across
-        with self._view(scales.name, scales.tensor, first * row, n_down * row) as view:
-            values = decode(view, type_named(entry.dtype)).reshape(n_down, n_across)
+        stored = self._read(scales.name, scales.tensor, first * row, n_down * row)
+        values = decode(stored, type_named(entry.dtype)).reshape(n_down, n_across)
         bad = ~(np.isfinite(values) & (values > 0))
         if bad.any():
             down, across = (int(place[0]) for place in np.nonzero(bad))
@@ -219,6 +215,8 @@ def _collect(paths: Sequence[Path]) -> dict[str, ShardTensor]:
     tensors: dict[str, ShardTensor] = {}
     for path in paths:
         for entry in read_header(path):
+            if len(tensors) >= MAX_TENSORS:
+                raise DotsError(f"{path}: the shards hold more than {MAX_TENSORS} tensors")
             if entry.name in tensors:
                 other = tensors[entry.name].path.name
                 raise DotsError(f"{path}: {entry.name} is also in {other}")

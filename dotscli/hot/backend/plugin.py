@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -156,7 +157,7 @@ class HotModel:
         Raises:
             DotsError: if the file can't be written.
         """
-        problem = self._library.dots_hot_trace(self._number, str(path).encode() if path else None)
+        problem = self._library.dots_hot_trace(self._number, os.fsencode(path) if path else None)
         if problem:
             raise DotsError(f"can't write the trace {path or ''}: {problem.decode()}")
 
