@@ -15,6 +15,7 @@ import shlex
 from dotscli.errors import DotsError
 from dotscli.models.check_tensors import GgufSizes, check_tensors
 from dotscli.models.check_tokens import check_tokens
+from dotscli.models.gguf_bytes import shown
 from dotscli.models.gguf_file import GgufArray, GgufFile
 from dotscli.models.gguf_type import BOOL, FLOAT32, UINT32, VALUE_NAMES
 
@@ -88,7 +89,7 @@ def _check_architecture(gguf: GgufFile) -> None:
         )
     if found != "dots1":
         raise DotsError(
-            f"{gguf.path} holds a model of architecture {found!r}",
+            f"{gguf.path} holds a model of architecture {shown(found)}",
             hint="dots runs GGUFs of dots.llm1 (architecture dots1) only",
         )
 
@@ -181,8 +182,8 @@ def _head_dim(gguf: GgufFile, default: int) -> int:
         if key in gguf.metadata
     }
     head_dim = given.get("dots1.attention.key_length", default)
-    shown: dict[str, object] = {**given, "dots1.attention.head_count": head_dim}
-    for key, value in shown.items():
+    widths: dict[str, object] = {**given, "dots1.attention.head_count": head_dim}
+    for key, value in widths.items():
         whole = isinstance(value, int) and gguf.types[key] == UINT32
         if not whole or value != head_dim or not isinstance(head_dim, int):
             raise _wrong(gguf, key, f"a head width of {default}, the same for K, V and RoPE")
@@ -200,5 +201,4 @@ def _number(gguf: GgufFile, key: str) -> int:
 
 def _wrong(gguf: GgufFile, key: str, wanted: str) -> DotsError:
     value = gguf.metadata[key]
-    shown = f"an array of {len(value)}" if isinstance(value, GgufArray) else repr(value)
-    return DotsError(f"{gguf.path}: {key} is {shown}, it has to be {wanted}", hint=HINT)
+    return DotsError(f"{gguf.path}: {key} is {shown(value)}, it has to be {wanted}", hint=HINT)

@@ -13,6 +13,7 @@ from dotscli.errors import DotsError
 from dotscli.models.gguf_type import BOOL, SCALARS, STRING, UINT32, VALUE_NAMES
 
 _LENGTH = struct.Struct("<Q")
+_SHOWN = 80  # characters of a value in an error message
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -57,6 +58,14 @@ class GgufArray:
         code = SCALARS[self.element_type].format[1:]
         values = struct.unpack(f"<{self.count}{code}", self.raw)
         return [bool(v) for v in values] if self.element_type == BOOL else values
+
+
+def shown(value: object) -> str:
+    """The value of a key as it appears in an error message: cut when long."""
+    if isinstance(value, GgufArray):
+        return f"an array of {len(value)}"
+    text = repr(value[:_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) < _SHOWN else text[: _SHOWN - 3] + "..."
 
 
 class TooShortError(Exception):

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
-from dotscli.models.gguf_bytes import ByteReader, GgufArray, TooShortError
+from dotscli.models.gguf_bytes import ByteReader, GgufArray, TooShortError, shown
 from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, TENSOR_TYPES, UINT32, type_name
 from dotscli.models.regular_file import check_regular
 
@@ -107,7 +107,7 @@ def read_gguf(path: Path) -> GgufFile:
     for number, shard in enumerate([first, *others]):
         if shard.metadata.get("split.no") != number or shard.types["split.no"] != 2:
             raise DotsError(
-                f"{shard.path}: split.no is {shard.metadata.get('split.no')!r}, not {number}",
+                f"{shard.path}: split.no is {shown(shard.metadata.get('split.no'))}, not {number}",
                 hint="the shards are mixed up; fetch or write them again",
             )
     for shard in others:
@@ -222,7 +222,9 @@ def _alignment(reader: ByteReader, metadata: dict[str, object], types: dict[str,
         or not DEFAULT_ALIGNMENT <= alignment <= 1 << 16
         or alignment & (alignment - 1)
     ):
-        raise reader.bad(f"general.alignment is {alignment!r}, not a power of 2 from 32 to 65536")
+        raise reader.bad(
+            f"general.alignment is {shown(alignment)}, not a power of 2 from 32 to 65536"
+        )
     return alignment
 
 

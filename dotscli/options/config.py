@@ -7,6 +7,7 @@ a table named after a command, for that command. It knows no command by itself.
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -14,7 +15,12 @@ from typing import Any
 
 from dotscli.errors import DotsError
 
-MAX_NBYTES = 1 << 20
+MAX_NBYTES = 1 << 16
+MAX_PARTS = 32  # of a dotted key; options have one or two, and the parser's time is quadratic
+# Of a part so many characters are looked at: of longer ones there can't be many.
+_PART = r"""(?:"(?:\\.|[^"\\\n]){0,99}"|'[^'\n]{0,99}'|[A-Za-z0-9_-]{1,99})"""
+_LONG_KEY = re.compile(rf"(?<![A-Za-z0-9_-]){_PART}(?:[ \t]*\.[ \t]*{_PART}){{{MAX_PARTS}}}")
+_SHOWN = 80  # characters of a name in an error message
 
 
 def read_config(path: Path, options: Mapping[str, Mapping[str, str]]) -> dict[str, dict[str, Any]]:
@@ -60,12 +66,16 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
     # The standard library has it from 3.11 on; before, the same code is the package tomli.
     toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
     try:
-        values: dict[str, Any] = toml.loads(data.decode("utf-8"))
+        text = data.decode("utf-8")
+        if _LONG_KEY.search(text):
+            raise ValueError(f"a key has more than {MAX_PARTS} parts")
+        values: dict[str, Any] = toml.loads(text)
     except (ValueError, RecursionError) as error:  # both decoding errors are ValueErrors
         raise DotsError(f"{path}: {error}", hint="correct it, or move it away") from error
     return values
 
 
 def _unknown(path: Path, what: str, known: Collection[str]) -> DotsError:
+    what = what if len(what) <= _SHOWN else f"{what[: _SHOWN - 3]}..."
     names = ", ".join(sorted(name.replace("_", "-") for name in known))
     return DotsError(f"{path}: {what} is not known", hint=f"known here: {names}")

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.models.gguf_bytes import ByteReader, GgufArray
+from dotscli.models.gguf_bytes import ByteReader, GgufArray, shown
 from dotscli.models.gguf_file import MAX_NAME, MAX_TENSORS, GgufFile, GgufTensor, read_gguf
 from dotscli.models.gguf_type import INT32, SCALARS
 from dotscli.models.metadata import KeyValue
@@ -122,7 +122,7 @@ def _read_gguf_form(path: Path) -> ImatrixFile:
     kind = gguf.metadata.get("general.type")
     if kind != "imatrix":
         raise DotsError(
-            f"{path}: general.type is {kind!r}, expected 'imatrix'",
+            f"{path}: general.type is {shown(kind)}, expected 'imatrix'",
             hint="make one with: dots calibrate MODEL -f TEXT",
         )
     if len(gguf.shards) > 1:

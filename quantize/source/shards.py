@@ -23,13 +23,14 @@ from dotscli.quantize.source.complete import check_sources
 from dotscli.quantize.source.fp8 import apply_scales, widen
 from dotscli.quantize.source.fp8_layout import Scales, paired
 from dotscli.quantize.source.opened import OpenFiles
-from dotscli.quantize.source.safetensors_header import ShardTensor, read_header
+from dotscli.quantize.source.safetensors_header import MAX_NAME, ShardTensor, read_header
 from dotscli.quantize.types import type_named
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARDS = 10_000
 MAX_TENSORS = 1 << 17  # of all shards; dots.llm1 has 24,231, and as many scales in FP8
+MAX_FILE_NAME = 255  # characters, as in most file systems
 _OUTPUTS = (".gguf", ".part", ".journal")  # what may lie beside a checkpoint and be replaced
 
 
@@ -76,7 +77,7 @@ class Shards:
             )
         weight_map = _read_index(index)
         paths = [folder / name for name in sorted(set(weight_map.values()))]
-        missing = [path.name for path in paths if not path.is_file()]
+        missing = [path.name for path in paths if not _is_file(path)]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DotsError(
@@ -187,12 +188,22 @@ class Shards:
         return values
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long in bytes, a folder that may not be looked into
+        return False
+
+
 def _read_index(path: Path) -> dict[str, str]:
     """tensor -> shard file name; every name is checked to be a plain file name."""
     weight_map: dict[str, str] = {}
     for name, shard in Values(read_object(path), str(path)).section("weight_map").values.items():
+        if not name or len(name) > MAX_NAME or not name.isprintable():
+            raise DotsError(f"{path}: weight_map has a tensor named {shown(name)}")
         if (
             not isinstance(shard, str)
+            or len(shard) > MAX_FILE_NAME
             or not shard.endswith(".safetensors")
             or not shard.isprintable()
             or shard != os.path.basename(shard)  # noqa: PTH119  # the string itself is judged
