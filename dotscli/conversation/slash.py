@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 ALIASES = {"/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen"}
 LIMITS = ("n", "stop")
+MAX_PREDICT = 1 << 20  # as of --n-predict
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,10 @@ def _set(conversation: Conversation, argument: str) -> Outcome:
     if name == "stop":
         conversation.stop = () if value == "none" else (value,)
     elif name == "n":
-        conversation.n_predict = int(_number(name, value, whole=True))
+        n_predict = int(_number(name, value, whole=True))
+        if not -1 <= n_predict <= MAX_PREDICT:
+            raise DotsError(f"n is {value}", hint=f"give -1 (no limit) to {MAX_PREDICT}")
+        conversation.n_predict = n_predict
     else:
         change: Any = {name: _number(name, value, whole=isinstance(fields[name], int))}
         conversation.sampling = dataclasses.replace(conversation.sampling, **change)
