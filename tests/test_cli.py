@@ -103,7 +103,8 @@ def test_a_traceback_is_shown_only_on_request() -> None:
 
 @pytest.mark.parametrize(
     ("text", "nbytes"),
-    [("4194304", 4 << 20), ("4096B", 4096), ("0", 0), ("512M", 512 << 20), ("24G", 24 << 30), ("48GiB", 48 << 30),
+    [("4194304", 4 << 20), ("4096B", 4096), ("0", 0), ("512M", 512 << 20), ("24G", 24 << 30),
+     ("48GiB", 48 << 30),
      ("1.5k", 1536), ("2 TiB", 2 << 40), ("100B", 100)],
 )  # fmt: skip
 def test_sizes(text: str, nbytes: int) -> None:

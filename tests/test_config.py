@@ -1,4 +1,4 @@
-"""config.toml: what holds and where it comes from, an example of one, and what a broken one stops."""
+"""config.toml: what holds and where it comes from, an example, and what a broken one stops."""
 
 from __future__ import annotations
 
