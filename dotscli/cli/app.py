@@ -135,7 +135,7 @@ def _said(error: BaseException, terminal: Terminal) -> int:
             return int(ExitStatus.USAGE)
         case _:
             terminal.error(
-                f"{type(error).__name__}: {error}",
+                f"{type(error).__name__}: {error}".removesuffix(": "),
                 "this is a defect of dots: DOTS_DEBUG=1 before the command shows where",
             )
     return int(ExitStatus.ERROR)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO, TextIO
 from dotscli.errors import DotsError
 
 WAIT_NOTE_S = 2.0  # after this long without an end of the input, say what is being waited for
-MAX_TEXT_NBYTES = 1 << 30  # a model reads 1 M tokens at most; texts to calibrate on are longer
+MAX_TEXT_NBYTES = 1 << 28  # a model reads 1 M tokens at most; texts to calibrate on are longer
 
 
 class Input:
@@ -172,8 +173,10 @@ def _bounded(file: BinaryIO, name: str) -> bytes:
     Raises:
         DotsError: more than any text has.
     """
-    data = file.read(MAX_TEXT_NBYTES + 1)
-    if len(data) > MAX_TEXT_NBYTES:
+    found = os.fstat(file.fileno())
+    too_long = stat.S_ISREG(found.st_mode) and found.st_size > MAX_TEXT_NBYTES
+    data = b"" if too_long else file.read(MAX_TEXT_NBYTES + 1)
+    if too_long or len(data) > MAX_TEXT_NBYTES:
         raise DotsError(
             f"{name} has more than {MAX_TEXT_NBYTES >> 20} MiB", hint="give a part of it"
         )
