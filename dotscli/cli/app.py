@@ -24,7 +24,13 @@ from dotscli.terminal.terminal import Terminal
 
 HELP = """Run dots.llm1 on your own machine: quantize its checkpoint to 4 bits, prompt it, chat.
 
-The answer, the table or the JSON that was asked for goes to stdout, everything else to stderr."""
+The answer, the table or the JSON that was asked for goes to stdout, everything else to stderr.
+
+-m takes a path, or a name in the models folder, which dots doctor shows. dots config shows the
+default of every option, and writes a file to change them in.
+
+Exit status: 0; 1 for an error; 2 for a wrong command line; 130 after Ctrl-C, 141 if whoever read
+the output has closed it, 143 after SIGTERM."""
 
 app = typer.Typer(
     name="dots",
