@@ -15,6 +15,7 @@ from dotscli.errors import DotsError
 NANO = "nano"
 SPLIT = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
 EDGE_NBYTES = 1 << 16
+MAX_LISTED = 8
 
 
 def nano_checkpoint() -> Path:
@@ -41,10 +42,25 @@ def find(name: str, models: Path) -> Path | None:
             if candidate.is_file():
                 _check_split(candidate)
                 return candidate
+    known = names(models)
+    there = f"in {models} there are: {', '.join(known[:MAX_LISTED])}" if known else ""
+    there += ", ..." if len(known) > MAX_LISTED else ""
     raise DotsError(
         f"there is no model {name}",
-        hint="give the path of a GGUF file; without -m the built-in nano model answers",
+        hint=there
+        or f"give the path of a GGUF file, or put one into {models} and use its name; "
+        "without -m the built-in nano model answers",
     )
+
+
+def names(models: Path) -> list[str]:
+    """What -m may name: the GGUFs in the models folder, split ones once, in order."""
+    try:
+        files = sorted(path.name for path in models.iterdir() if path.suffix == ".gguf")
+    except OSError:
+        return []
+    first = [name for name in files if not (m := SPLIT.fullmatch(name)) or int(m[2]) == 1]
+    return [name.removesuffix(".gguf") for name in first]
 
 
 def _in_folder(folder: Path) -> Path:

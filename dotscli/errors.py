@@ -10,12 +10,13 @@ from enum import IntEnum
 
 
 class ExitStatus(IntEnum):
-    """Exit statuses of the command `dots`; the last two are 128 + the signal's number."""
+    """Exit statuses of the command `dots`; the last three are 128 + the signal's number."""
 
     OK = 0
     ERROR = 1
     USAGE = 2
     INTERRUPTED = 130
+    UNREAD = 141  # whoever read the output has closed the pipe, as `head` does
     TERMINATED = 143
 
 
@@ -33,6 +34,10 @@ class DotsError(Exception):
         self.message = message
         self.hint = hint
         self.exit_status = int(exit_status)
+
+
+class OutputError(DotsError):
+    """stdout can't be written: whatever is done next could not be shown either."""
 
 
 def usage(message: str, hint: str) -> DotsError:

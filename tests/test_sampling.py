@@ -10,7 +10,8 @@ from dotscli.commands.settings import sampling_for, stop_strings
 from dotscli.engine import EngineOptions
 from dotscli.engine.sampling import MAX_SEED, Sampling, check_n_predict
 from dotscli.errors import DotsError
-from dotscli.options.shared import AnswerFlags, SamplingFlags, size_of
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.sizes import size_of
 
 
 def test_the_defaults_are_those_of_llama_cpp_in_its_order() -> None:

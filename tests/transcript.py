@@ -154,13 +154,17 @@ def plain(text: str) -> str:
 
 @contextmanager
 def on_a_terminal(
-    *words: str | Path, columns: int = 80, stdout: int | None = None, **changes: str
+    *words: str | Path,
+    columns: int = 80,
+    stdout: int | None = None,
+    shell: list[str] | None = None,
+    **changes: str,
 ) -> Iterator[Terminals]:
-    """A real process whose stdin, stdout and stderr are a terminal."""
+    """A real process whose stdin, stdout and stderr are a terminal; or a shell instead of dots."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        command(*words),
+        shell or command(*words),
         stdin=slave,
         stdout=slave if stdout is None else stdout,
         stderr=slave,

@@ -102,7 +102,7 @@ def model(job: Job) -> bool:
     import psutil
 
     from bench.gpu.model import REAL, TINY, Routing, fitting, make
-    from dotscli.options.shared import size_of
+    from dotscli.options.sizes import size_of
 
     job.work.mkdir(parents=True, exist_ok=True)
     shape = TINY

@@ -12,25 +12,25 @@ from typing import Annotated
 import typer
 
 from dotscli.cli.grouping import grouped
+from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.calibrate import CalibrateFlags
+from dotscli.options.config import ConfigFlags
+from dotscli.options.engine import EngineFlags, PlacementFlags
+from dotscli.options.inspect import InspectFlags
 from dotscli.options.output import OutputFlags, terminal_of
+from dotscli.options.plan import PlanFlags
 from dotscli.options.quantize import QuantizeFlags
-from dotscli.options.shared import (
-    AnswerFlags,
-    EngineFlags,
-    Json,
-    Model,
-    PlacementFlags,
-    PlanFlags,
-    SamplingFlags,
-)
+from dotscli.options.shared import File, Json, Model, Panel
+from dotscli.options.verify import VerifyFlags
 from dotscli.options.worker import WorkerFlags
 
 
 @grouped
 def quantize(
     context: typer.Context,
-    checkpoint: Annotated[Path, typer.Argument(help="Folder with safetensors, or a GGUF.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder with safetensors, or a GGUF.")
+    ],
     output: OutputFlags,
     flags: QuantizeFlags,
     json: Json = False,
@@ -44,36 +44,27 @@ def quantize(
 @grouped
 def verify(
     context: typer.Context,
-    gguf: Annotated[Path, typer.Argument(help="GGUF file, or the first file of a split one.")],
+    gguf: Annotated[
+        Path, typer.Argument(metavar="GGUF", help="GGUF file, or the first file of a split one.")
+    ],
     output: OutputFlags,
-    against: Annotated[
-        Path | None,
-        typer.Option("--against", metavar="CHECKPOINT", help="Make the tensors again, compare."),
-    ] = None,
-    tensor: Annotated[
-        list[str] | None,
-        typer.Option("--tensor", metavar="NAME", help="Only this tensor; repeatable."),
-    ] = None,
-    imatrix: Annotated[
-        Path | None, typer.Option("--imatrix", metavar="FILE", help="What it was made with.")
-    ] = None,
-    threads: Annotated[
-        int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
-    ] = 0,
+    flags: VerifyFlags,
     json: Json = False,
 ) -> None:
     """Check a GGUF: structure, checksums and, with its checkpoint, every byte."""
     from dotscli.commands.verify import verify
 
-    terminal = terminal_of(context, output)
-    raise typer.Exit(verify(terminal, gguf, against, tensor or (), imatrix, threads, json))
+    terminal, names = terminal_of(context, output), flags.tensor or ()
+    status = verify(terminal, gguf, flags.against, names, flags.imatrix, flags.threads, json)
+    raise typer.Exit(status)
 
 
 @grouped
 def calibrate(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="GGUF file; the closer to the checkpoint the better.")
+        str,
+        typer.Argument(metavar="MODEL", help="GGUF file; the closer to the checkpoint the better."),
     ],
     output: OutputFlags,
     flags: CalibrateFlags,
@@ -89,32 +80,19 @@ def calibrate(
 @grouped
 def inspect(
     context: typer.Context,
-    path: Annotated[Path, typer.Argument(help="Checkpoint folder, GGUF or importance matrix.")],
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Checkpoint folder, GGUF or importance matrix.")
+    ],
     output: OutputFlags,
-    experts: Annotated[
-        bool, typer.Option("--experts", help="Maps of its experts: how used, how exact.")
-    ] = False,
-    heat: Annotated[
-        Path | None,
-        typer.Option("--heat", metavar="FILE", help="Use from this heat file or imatrix."),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option("--report", metavar="FILE.json", help="Errors from dots quantize --report."),
-    ] = None,
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", metavar="FILE", help="Draw the maps there as well: .svg or .png."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing plot.")] = False,
+    flags: InspectFlags,
     json: Json = False,
 ) -> None:
     """Say what a checkpoint, GGUF or imatrix holds."""
     terminal = terminal_of(context, output)
-    if experts or heat or report or plot:
+    if flags.experts or flags.heat or flags.report or flags.plot:
         from dotscli.commands.inspect_experts import inspect_experts
 
-        inspect_experts(terminal, path, heat, report, plot, force, json)
+        inspect_experts(terminal, path, flags.heat, flags.report, flags.plot, flags.force, json)
         return
     from dotscli.commands.inspect import inspect
 
@@ -128,15 +106,19 @@ def prompt(
     sampling: SamplingFlags,
     answer: AnswerFlags,
     engine: EngineFlags,
-    text: Annotated[str | None, typer.Argument(help="The question.", show_default=False)] = None,
-    file: Annotated[
-        list[Path] | None,
-        typer.Option("--file", "-f", metavar="FILE", help="Text to put first; repeatable."),
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The question; - reads it from stdin.")
     ] = None,
+    file: File = None,
     model: Model = None,
     json: Json = False,
     no_template: Annotated[
-        bool, typer.Option("--no-template", help="Continue the text as it is; tags are tokens.")
+        bool,
+        typer.Option(
+            "--no-template",
+            rich_help_panel=Panel.INPUT,
+            help="Continue the text as it is; tags are tokens.",
+        ),
     ] = False,
 ) -> None:
     """Answer one question: files, stdin and the argument, in this order."""
@@ -154,19 +136,24 @@ def chat(
     sampling: SamplingFlags,
     answer: AnswerFlags,
     engine: EngineFlags,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The first message.")] = None,
     model: Model = None,
 ) -> None:
     """Hold a conversation; from a pipe, a message per line."""
     from dotscli.commands.chat import chat
 
-    raise typer.Exit(chat(terminal_of(context, output), model, sampling, answer, engine))
+    status = chat(terminal_of(context, output), text, model, sampling, answer, engine)
+    raise typer.Exit(status)
 
 
 @grouped
 def plan(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(help="GGUF file, checkpoint folder, or a config.json alone.")
+        str,
+        typer.Argument(
+            metavar="MODEL", help="GGUF file, checkpoint folder, or a config.json alone."
+        ),
     ],
     output: OutputFlags,
     flags: PlanFlags,
@@ -191,6 +178,18 @@ def worker(
 @grouped
 def doctor(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
     """Say what is installed, on which devices, and what works."""
+    from dotscli.cli.settings import problem_of
     from dotscli.commands.doctor import doctor
 
-    doctor(terminal_of(context, output), json)
+    doctor(terminal_of(context, output), json, problem_of(context))
+
+
+@grouped
+def config(
+    context: typer.Context, output: OutputFlags, flags: ConfigFlags, json: Json = False
+) -> None:
+    """Show every setting with its origin, or write a commented config.toml."""
+    from dotscli.cli.settings import problem_of, settings_of
+    from dotscli.commands.config import config
+
+    config(terminal_of(context, output), settings_of(context), problem_of(context), flags, json)

@@ -6,11 +6,12 @@ function's signature, and `grouped` writes one.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import wraps
-from typing import Any
+from typing import Annotated, Any
 
 
 def grouped(command: Callable[..., None]) -> Callable[..., None]:
@@ -54,7 +55,21 @@ def _annotations(kind: type) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for base in reversed(kind.__mro__):
         found |= inspect.get_annotations(base, eval_str=True)
+    for field in dataclasses.fields(kind):
+        found[field.name] = _changed(found[field.name], field.metadata)
     return found
+
+
+def _changed(annotation: Any, changes: Mapping[str, Any]) -> Any:
+    """An option as one group wants it: a copy, where anything is to be changed."""
+    if not changes:
+        return annotation
+    option = copy.copy(annotation.__metadata__[0])
+    for name, value in changes.items():
+        if not hasattr(option, name):
+            raise AttributeError(f"an option has no {name}")
+        setattr(option, name, value)
+    return Annotated[annotation.__origin__, option]
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

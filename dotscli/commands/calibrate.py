@@ -21,7 +21,7 @@ from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufFile, read_gguf
 from dotscli.models.regular_file import check_replaceable
 from dotscli.options.calibrate import CalibrateFlags
-from dotscli.options.shared import EngineFlags, PlacementFlags
+from dotscli.options.engine import EngineFlags, PlacementFlags
 from dotscli.quantize.imatrix.coverage import LayerCoverage, coverage
 from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.imatrix.sums import Calibration, identity

@@ -19,15 +19,17 @@ from dotscli.commands.settings import (
 )
 from dotscli.conversation.answer import Answer, answer_writer, stats_line, with_prefill
 from dotscli.conversation.conversation import Conversation, OnPrefill
-from dotscli.conversation.editor import PromptReader, Reader, reader_for
+from dotscli.conversation.editor import PROMPT, PromptReader, Reader, reader_for
 from dotscli.conversation.slash import execute, gauge, parse
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
-from dotscli.errors import DotsError, ExitStatus
+from dotscli.errors import DotsError, ExitStatus, OutputError
 from dotscli.folders import heat_folder
-from dotscli.options.shared import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.engine import EngineFlags
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import argument
 
 
 class Loop:
@@ -41,9 +43,15 @@ class Loop:
         self.reader = reader
         self.stats = stats
 
-    def run(self) -> int:
-        """Until Ctrl-D, /exit, the end of the input or two Ctrl-C; the exit status."""
+    def run(self, first: str = "") -> int:
+        """Until Ctrl-D, /exit, the end of the input or two Ctrl-C; the exit status.
+
+        Args:
+            first: a message that is there already.
+        """
         interrupted = False
+        if first and self._over(first):
+            return int(ExitStatus.OK)
         while True:
             try:
                 text = self.reader.read()
@@ -56,13 +64,18 @@ class Loop:
                 self.terminal.note("Ctrl-C again, Ctrl-D or /exit leaves")
                 continue
             interrupted = False
-            if not text.strip():
-                continue
-            try:
-                if self.turn(text):
-                    return int(ExitStatus.OK)
-            except DotsError as error:
-                self.terminal.error(error.message, error.hint)
+            if text.strip() and self._over(text):
+                return int(ExitStatus.OK)
+
+    def _over(self, text: str) -> bool:
+        """Take one message; whether it ends the conversation. An error is said and does not."""
+        try:
+            return self.turn(text)
+        except OutputError:  # nothing that is said from now on would be seen
+            raise
+        except DotsError as error:
+            self.terminal.error(error.message, error.hint)
+            return False
 
     def turn(self, text: str) -> bool:
         """One message or command; whether the conversation is over.
@@ -119,12 +132,15 @@ class Loop:
 
 def chat(
     terminal: Terminal,
+    text: str | None,
     model: str | None,
     sampling: SamplingFlags,
     answer: AnswerFlags,
     engine: EngineFlags,
 ) -> int:
-    """Load a model and hold a conversation with it; the exit status.
+    """Load a model and hold a conversation with it, with `text` as its first message.
+
+    Returns the exit status.
 
     Raises:
         DotsError: anything that keeps it from beginning.
@@ -153,5 +169,8 @@ def chat(
             terminal.note(f"{name}: /help lists the commands, Ctrl-D leaves")
         stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
         at_keyboard = isinstance(reader, PromptReader)
+        first = argument(text or "").strip()
+        if first and at_keyboard:
+            terminal.note(f"{PROMPT}{first}")
         with terminal.keys_kept() if at_keyboard else nullcontext():
-            return Loop(terminal, conversation, reader, stats).run()
+            return Loop(terminal, conversation, reader, stats).run(first)

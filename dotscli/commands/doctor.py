@@ -18,8 +18,8 @@ from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 
 
-def machine_facts(terminal: Terminal) -> dict[str, Any]:
-    """What is installed and which devices llama.cpp sees; `problems` says what doesn't work."""
+def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, Any]:
+    """What is installed and which devices llama.cpp sees; what doesn't work joins `problems`."""
     import psutil
 
     facts: dict[str, Any] = {
@@ -69,23 +69,30 @@ def machine_facts(terminal: Terminal) -> dict[str, Any]:
             ],
         }
     except DotsError as error:
-        facts["problems"].append(f"{error.message} ({error.hint})")
+        problems.append(error)
+    facts["problems"] = [f"{problem.message} ({problem.hint})" for problem in problems]
     return facts
 
 
-def doctor(terminal: Terminal, as_json: bool) -> None:
+def doctor(terminal: Terminal, as_json: bool, config_problem: DotsError | None = None) -> None:
     """Say what is installed, which devices there are and what does not work.
+
+    Args:
+        config_problem: why config.toml can't be used.
 
     Raises:
         DotsError: something does not work, after everything else has been said.
     """
-    facts = machine_facts(terminal)
+    problems = [config_problem] if config_problem is not None else []
+    facts = machine_facts(terminal, problems)
     if as_json:
         terminal.json(facts)
     else:
         show(terminal, facts)
-    if facts["problems"]:
-        raise DotsError(facts["problems"][0], hint="install it anew as the README says")
+    for problem in problems[:-1]:
+        terminal.error(problem.message, problem.hint)
+    if problems:
+        raise problems[-1]
 
 
 def show(terminal: Terminal, facts: dict[str, Any]) -> None:
@@ -110,7 +117,8 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     for known in hot["measured"]:
         terminal.write(f"             {known['model']}, {known['on']}: {known['finding']}\n")
     without = "llama-cpp-python was built without -DGGML_RPC=on"
-    rpc = "yes" if facts["rpc"] else f"no: {hot['reason'] if facts['problems'] else without}"
+    works = "llama.cpp" in facts["versions"]
+    rpc = "yes" if facts["rpc"] else f"no: {without if works else hot['reason']}"
     terminal.write(f"RPC workers  {rpc}\n\n")
     terminal.table(("folder", "where"), list(facts["paths"].items()))
     for caveat in facts["caveats"]:

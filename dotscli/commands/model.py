@@ -15,6 +15,7 @@ from dotscli.errors import DotsError
 from dotscli.folders import cache_folder, models_folder
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import format_bytes
 
 if TYPE_CHECKING:
     from dotscli.engine import Engine, EngineOptions
@@ -63,10 +64,13 @@ def nano_model(terminal: Terminal) -> Path:
                         progress.total = event.source_nbytes
                         progress.update(event.done_nbytes)
             out.replace(path)
-    except OSError as error:
+    except (OSError, DotsError) as error:
+        reason = error.message if isinstance(error, DotsError) else error.strerror or str(error)
+        needed = format_bytes(sum(file.stat().st_size for file in checkpoint.iterdir()))
         raise DotsError(
-            f"{folder} can't be written: {error.strerror or error}",
-            hint="set XDG_CACHE_HOME to a folder that can",
+            f"the nano model can't be kept in {folder}: {reason}",
+            hint=f"free {needed} there, or name a folder that has them: "
+            "export XDG_CACHE_HOME=FOLDER",
         ) from error
     return path
 

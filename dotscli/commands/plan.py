@@ -18,7 +18,7 @@ from dotscli.hot.contexts import KV_TYPES, Column, advice, column
 from dotscli.hot.model_cost import ModelCost, TensorCost, file_cost, model_cost
 from dotscli.hot.placement import Placement, Request, Use, place
 from dotscli.hot.slots import HeatCounts, knee_slots
-from dotscli.options.shared import PlanFlags
+from dotscli.options.plan import PlanFlags
 from dotscli.terminal.terminal import Terminal
 from dotscli.views.placement_table import show
 
@@ -49,7 +49,7 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
         return
     show(terminal, name, device, found, columns, flags.bandwidth)
     for line in notes:
-        terminal.write(f"- {line}\n")
+        terminal.paragraph(line, "- ")
 
 
 def read_cost(

@@ -26,7 +26,8 @@ from dotscli.engine.stream import Piece
 from dotscli.errors import ExitStatus, usage
 from dotscli.folders import heat_folder
 from dotscli.models.template import DOTS1_TEMPLATE
-from dotscli.options.shared import AnswerFlags, EngineFlags, SamplingFlags
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.engine import EngineFlags
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import argument
@@ -51,19 +52,22 @@ class Request:
 def question(terminal: Terminal, text: str | None, files: Sequence[Path]) -> str:
     """What is asked: files, stdin unless it is a terminal, the argument; a blank line between.
 
+    Stdin is read from a terminal too if the argument is `-`, which then stands for nothing else.
+
     Raises:
         DotsError: nothing at all (exit status 2), or a file that can't be read.
     """
     parts: list[str] = []
+    asked_for_stdin = text == str(STDIN)
     for path in files:
         name, content = (
             ("stdin", terminal.read_stdin()) if path == STDIN else (path, terminal.read_file(path))
         )
         ending = "" if content.endswith("\n") else "\n"
         parts.append(f"--- File: {name} ---\n{content}{ending}".removesuffix("\n"))
-    if STDIN not in files and not terminal.stdin_is_tty:
+    if STDIN not in files and (asked_for_stdin or not terminal.stdin_is_tty):
         parts.append(terminal.read_stdin().removesuffix("\n"))
-    parts.append(argument(text or ""))
+    parts.append("" if asked_for_stdin else argument(text or ""))
     whole = "\n\n".join(part for part in parts if part)
     if not whole.strip():
         raise usage("there is no question", 'dots prompt "What is dots?"')
@@ -142,7 +146,9 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 )
             )
         if answer.finish_reason == "context":
+            more = engine.longer_context(2 * engine.n_ctx)
             terminal.warn(
-                "the context is full and the answer ends there: give more with --ctx-size"
+                "the context is full and the answer ends there"
+                + (f": --ctx-size {more} makes it longer" if more else "")
             )
     return int(status)

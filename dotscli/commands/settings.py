@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from dotscli.engine.sampling import Sampling, in_range, range_text
 from dotscli.engine.stream import check_stop
 from dotscli.errors import usage
-from dotscli.options.shared import AnswerFlags, EngineFlags, SamplingFlags, size_of
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.engine import EngineFlags
+from dotscli.options.sizes import bare, size_of
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import argument
 
@@ -84,6 +86,8 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
         return None
     if wanted != "auto" and nbytes is None:
         raise usage(f"--hot is {flags.hot!r}", "give auto, off or a size such as 8G")
+    if suggestion := bare(flags.hot):
+        raise usage(f"--hot {flags.hot} without a unit is {flags.hot} bytes", f"--hot {suggestion}")
     return HotOptions(
         nbytes=nbytes,
         device=flags.hot_device,

@@ -131,11 +131,12 @@ class Conversation:
         tokens = encode(self.engine, self.template, [*system, *turns])
         n_ctx = self.engine.n_ctx
         if len(tokens) >= n_ctx:
+            more = self.engine.longer_context(len(tokens))
             raise DotsError(
                 f"the conversation would have {len(tokens):,} tokens and the context holds "
                 f"{n_ctx:,}, the answer included",
-                hint="/drop forgets the oldest turn, /clear all of them; "
-                f"`dots chat -c {(len(tokens) // 1024 + 2) * 1024}` makes room for more",
+                hint="/drop forgets the oldest turn, /clear all of them"
+                + (f"; `dots chat -c {more}` makes room for more" if more else ""),
             )
         sampling = self.sampling.with_seed()
         pieces = self.engine.generate(

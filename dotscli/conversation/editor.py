@@ -161,6 +161,7 @@ def _session(terminal: Terminal, toolbar: Callable[[], str]) -> PromptSession[st
         key_bindings=keys,
         completer=Commands(),
         complete_while_typing=True,
+        enable_suspend=True,  # Ctrl-Z; what was typed is drawn again afterwards
         reserve_space_for_menu=5,
         history=_history(terminal),
         bottom_toolbar=toolbar,

@@ -52,6 +52,7 @@ class Engine:
         self.metadata = metadata
         self.load_s = load_s
         self.n_ctx: int = loaded.n_ctx
+        self.most_ctx: int = loaded.most_ctx
         self.n_ctx_train = int(api.llama_model_n_ctx_train(loaded.model))
         self.vocabulary = Vocabulary(api.llama_model_get_vocab(loaded.model))
         self.n_vocab = self.vocabulary.n_tokens
@@ -243,11 +244,22 @@ class Engine:
             raise DotsError("the prompt is empty", hint="give at least one character")
         self._check_ids(tokens)
         if len(tokens) >= self.n_ctx:
+            more = self.longer_context(len(tokens))
             raise DotsError(
                 f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}, "
                 "the answer included",
-                hint=f"raise it with: --ctx-size {(len(tokens) // 1024 + 2) * 1024}",
+                hint=f"raise it with: --ctx-size {more}"
+                if more
+                else f"give a shorter text: at most {self.most_ctx} tokens are possible here",
             )
+
+    def longer_context(self, n_tokens: int) -> int:
+        """A context that holds so many tokens and an answer; 0 where none is to be advised.
+
+        It is never longer than the model was trained for or memory allows.
+        """
+        wanted = min((n_tokens // 1024 + 2) * 1024, self.most_ctx)
+        return wanted if wanted > max(n_tokens, self.n_ctx) else 0
 
     def _check_ids(self, tokens: Sequence[int]) -> None:
         # llama.cpp reads past the vocabulary for an id outside it

@@ -37,12 +37,16 @@ ALL_LAYERS = -1
 
 @dataclass
 class Loaded:
-    """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known."""
+    """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known.
+
+    `most_ctx` is the longest context to advise: what the model was trained for and memory allows.
+    """
 
     model: Any
     context: Any
     n_ctx: int
     kept: list[Any]
+    most_ctx: int = 0
     hot: HotExperts | None = None
     hot_off: str = ""
     workers: tuple[str, ...] = ()
@@ -134,7 +138,7 @@ def _loaded(
     first, second = _halves(on_progress) if loaded.hot else (on_progress, None)
     try:
         loaded.model = _model(gguf, options, first, loaded)
-        loaded.n_ctx = _n_ctx(gguf, options, warn)
+        loaded.n_ctx, loaded.most_ctx = _n_ctx(gguf, options, warn)
         loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options, collector)
         if loaded.hot:
             loaded.hot.fill(second)
@@ -204,16 +208,19 @@ def _model(
     return model
 
 
-def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> int:
+def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> tuple[int, int]:
+    """The context to make, and the longest one to advise."""
     trained = _number(gguf.metadata, "context_length")
     sizes = sizes_of(gguf)
     cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
+    memory = _cache_memory()
+    most = min(trained, memory // max(1, cost))
     if options.n_ctx:
         if options.n_ctx > trained:
             warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
-        check_cache_fits(options.n_ctx, cost, _cache_memory())
-        return options.n_ctx
-    return context_size(trained, cost, _free_bytes(gguf, options))
+        check_cache_fits(options.n_ctx, cost, memory)
+        return options.n_ctx, most
+    return context_size(trained, cost, _free_bytes(gguf, options)), most
 
 
 def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:

@@ -64,6 +64,8 @@ class Stats:
 
     The first token comes out of the prefill; every further one costs one decode, so `decode_s`
     covers `completion_tokens - 1` of them. `ttft_s` runs from the request to the first token.
+    `prompt_tokens` are those that were read, or found in the cache: fewer than were given where
+    somebody broke off before.
     """
 
     prompt_tokens: int = 0

@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from dotscli.errors import DotsError, ExitStatus
+from dotscli.options.shared import Panel
 from dotscli.terminal.terminal import Terminal
 
 
@@ -19,11 +20,19 @@ class OutputFlags:
     """What is shown besides the answer."""
 
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No notes and no progress on stderr.")
-    ] = False
+        bool,
+        typer.Option(
+            "--quiet", "-q", rich_help_panel=Panel.OUTPUT,
+            help="No notes and no progress on stderr.",
+        ),
+    ] = False  # fmt: skip
     color: Annotated[
-        str, typer.Option("--color", metavar="WHEN", help="auto, always or never.")
-    ] = "auto"
+        str,
+        typer.Option(
+            "--color", metavar="WHEN", rich_help_panel=Panel.OUTPUT,
+            help="auto, always or never.",
+        ),
+    ] = "auto"  # fmt: skip
 
 
 def terminal_of(context: typer.Context, output: OutputFlags) -> Terminal:

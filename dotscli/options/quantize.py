@@ -3,100 +3,90 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dotscli.errors import DotsError, ExitStatus
-from dotscli.options.shared import parse_size
+from dotscli.options.shared import (
+    DryRun,
+    Force,
+    Imatrix,
+    Out,
+    Panel,
+    Report,
+    Threads,
+    Type,
+    varied,
+)
+from dotscli.options.sizes import parse_size
 
 if TYPE_CHECKING:
     from dotscli.quantize.request import Budget
-
-
-def preset_names(incomplete: str) -> list[tuple[str, str]]:
-    """Shell completion of --type."""
-    from dotscli.quantize.recipe.presets import PRESETS
-
-    return [(p.name, p.summary) for p in PRESETS if p.name.startswith(incomplete)]
 
 
 @dataclass(frozen=True)
 class QuantizeFlags:
     """What a GGUF becomes, and how it is made."""
 
-    out: Annotated[
-        Path | None,
-        typer.Option("--output", "-o", metavar="OUT.gguf", help="Default: NAME-TYPE.gguf, here."),
-    ] = None
-    type: Annotated[
-        str | None,
-        typer.Option(
-            "--type", autocompletion=preset_names, metavar="TYPE",
-            help="q4 (default), f32, f16, bf16, q8_0, q4_0, q4_k_s, q4_k_m, iq4_nl, iq4_xs or "
-            "mxfp4_moe; or a GGUF, to take its types.",
-        ),
-    ] = None  # fmt: skip
+    out: Out = varied(
+        None, metavar="OUT.gguf", help="File to write; default: NAME-TYPE.gguf, here."
+    )
+    type: Type = None
     bpw: Annotated[
         float | None,
         typer.Option(
-            "--bpw", metavar="BITS",
+            "--bpw", metavar="BITS", rich_help_panel=Panel.TYPES,
             help="Instead of --type: the best types for at most so many bits per weight; measures.",
         ),
     ] = None  # fmt: skip
     size: Annotated[
         int | None,
         typer.Option(
-            "--size", metavar="SIZE", parser=parse_size,
-            help="The same for an output of at most this size.",
+            "--size", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.TYPES,
+            help="The same for an output of at most this size, such as 70G.",
         ),
     ] = None  # fmt: skip
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
-            "--tensor-type", metavar="REGEX=TYPE", help="The type of some tensors; repeatable."
+            "--tensor-type", metavar="REGEX=TYPE", rich_help_panel=Panel.TYPES,
+            help="The type of some tensors; repeatable.",
         ),
-    ] = None
-    imatrix: Annotated[
-        Path | None,
-        typer.Option("--imatrix", metavar="FILE", help="Importance matrix (GGUF or .dat)."),
-    ] = None
+    ] = None  # fmt: skip
+    imatrix: Imatrix = None
     blend: Annotated[
         bool,
         typer.Option(
-            "--blend/--no-blend",
+            "--blend/--no-blend", rich_help_panel=Panel.TYPES,
             help="Experts that saw few tokens there: helped by their layer, or as llama-quantize.",
         ),
-    ] = True
-    threads: Annotated[
-        int, typer.Option("--threads", "-t", envvar="DOTS_THREADS", help="0: every core.")
-    ] = 0
+    ] = True  # fmt: skip
+    threads: Threads = varied(0, help="CPU threads; 0: every core.")
     max_memory: Annotated[
         int,
-        typer.Option("--max-memory", metavar="SIZE", parser=parse_size, help="At most this much."),
-    ] = "4G"  # type: ignore[assignment]  # the parser makes it a number
+        typer.Option(
+            "--max-memory", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.RUN,
+            help="At most this much.",
+        ),
+    ] = "4G"  # type: ignore[assignment]  # fmt: skip  # the parser makes it a number
     split_max_size: Annotated[
         int | None,
         typer.Option(
-            "--split-max-size", metavar="SIZE", parser=parse_size,
+            "--split-max-size", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.OUTPUT,
             help="Several files of at most this much; named as llama.cpp names them.",
         ),
     ] = None  # fmt: skip
-    report: Annotated[
-        Path | None,
-        typer.Option(
-            "--report", metavar="FILE.json", help="Write the relative error of every expert there."
-        ),
-    ] = None
-    dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", help="Print the plan; without a budget config.json is enough."),
-    ] = False
-    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False
+    report: Report = None
+    dry_run: DryRun = varied(False, help="Print the plan; without a budget config.json is enough.")
+    force: Force = False
     restart: Annotated[
-        bool, typer.Option("--restart", help="Don't go on with an interrupted run's work.")
-    ] = False
+        bool,
+        typer.Option(
+            "--restart", rich_help_panel=Panel.RUN,
+            help="Discard an interrupted run's work.",
+        ),
+    ] = False  # fmt: skip
 
     def budget(self) -> Budget | None:
         """What --bpw or --size allows.

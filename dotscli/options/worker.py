@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dotscli.options.shared import Panel, Threads
+
 
 @dataclass(frozen=True)
 class WorkerFlags:
@@ -15,26 +17,29 @@ class WorkerFlags:
     host: Annotated[
         str,
         typer.Option(
-            "--host", metavar="ADDRESS", help="IPv4 address to listen on; 0.0.0.0: all of them."
+            "--host", metavar="ADDRESS", rich_help_panel=Panel.RUN,
+            help="IPv4 address to listen on; 0.0.0.0: all of them.",
         ),
-    ] = "127.0.0.1"
+    ] = "127.0.0.1"  # fmt: skip
     port: Annotated[
-        int, typer.Option("--port", min=0, max=65535, help="TCP port; 0: one that is free.")
-    ] = 50052
+        int,
+        typer.Option(
+            "--port", min=0, max=65535, rich_help_panel=Panel.RUN,
+            help="TCP port; 0: one that is free.",
+        ),
+    ] = 50052  # fmt: skip
     device: Annotated[
         list[str] | None,
         typer.Option(
-            "--device", metavar="NAME", help="Repeatable; without it every GPU, else the CPU."
+            "--device", metavar="NAME", rich_help_panel=Panel.RUN,
+            show_default="every GPU, else the CPU", help="What is offered; repeatable.",
         ),
-    ] = None
-    threads: Annotated[
-        int,
-        typer.Option(
-            "--threads", "-t", envvar="DOTS_THREADS", min=0, max=512,
-            help="Of the CPU; 0: one per physical core.",
-        ),
-    ] = 0  # fmt: skip
+    ] = None  # fmt: skip
+    threads: Threads = 0
     cache: Annotated[
         bool,
-        typer.Option("--cache", help="Keep weights on disk: the next load need not send them."),
-    ] = False
+        typer.Option(
+            "--cache", rich_help_panel=Panel.RUN,
+            help="Keep weights on disk: the next load need not send them.",
+        ),
+    ] = False  # fmt: skip

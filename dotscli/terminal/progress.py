@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import TypeVar
 
+from dotscli.terminal.rich_text import bar_text
 from dotscli.terminal.text import format_bytes, format_seconds, three_digits
 
 T = TypeVar("T")
@@ -20,6 +21,7 @@ Clock = Callable[[], float]
 
 REDRAW_S = 0.1  # on a terminal
 PLAIN_S = 30.0  # off one: a line this often, and whenever another tenth is done
+NARROWEST_BAR, WIDEST_BAR = 8, 30  # columns
 QUIET_S = 0.5  # work that ends sooner shows nothing at all
 PLAIN_QUIET_S = 2.0  # the same where there is no terminal
 
@@ -52,6 +54,7 @@ class Progress:
         write: Callable[[str], None],
         redraw: bool,
         width: Callable[[], int] = lambda: 80,
+        colour: bool = False,
         clock: Clock = time.monotonic,
     ) -> None:
         self.label = label
@@ -60,6 +63,7 @@ class Progress:
         self._write = write
         self._redraw = redraw
         self._width = width
+        self._colour = colour
         self._clock = clock
         self._start = clock()
         self._written = self._start
@@ -95,7 +99,7 @@ class Progress:
         if self._redraw:
             if not self._drawn or now - self._written >= REDRAW_S:
                 self._drawn, self._written = True, now
-                self._write(f"\r{self._line(done, now)[: self._width() - 1]}\x1b[K")
+                self._write(f"\r{self._with_bar(done, now)}\x1b[K")
             return
         tenth = int(10 * done / self.total) if self.total else 0
         if tenth >= 10 and not self._drawn:
@@ -107,6 +111,14 @@ class Progress:
     def start_over(self) -> None:
         """What was done up to here went at another speed: the rate counts from the next call."""
         self._first = None
+
+    def _with_bar(self, done: float, now: float) -> str:
+        """The line, and a bar in the room that it leaves."""
+        line, width = self._line(done, now), self._width() - 1
+        room = min(WIDEST_BAR, width - len(line) - 1)
+        if room < NARROWEST_BAR or not self.total:
+            return line[:width]
+        return f"{line} {bar_text(done / self.total, room, self._colour)}"
 
     def _line(self, done: float, now: float) -> str:
         first_time, first_done = self._first or (now, done)

@@ -11,25 +11,18 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from dotscli.errors import DotsError
+from dotscli.errors import OutputError
 from dotscli.terminal.descriptors import open_closed, to_nowhere
+from dotscli.terminal.input import Input
 from dotscli.terminal.progress import NoProgress, Progress
-from dotscli.terminal.reading import (
-    MAX_TEXT_NBYTES,
-    noted_wait,
-    read_bounded,
-    read_named,
-    too_long,
-)
-from dotscli.terminal.text import COLOUR, NAMES, aligned, printable
+from dotscli.terminal.rich_text import table_text
+from dotscli.terminal.text import COLOUR, NAMES, aligned, printable, wrapped
 
 
-class Terminal:
+class Terminal(Input):
     """Where a command reads from and writes to.
 
     `color` is auto, always or never; auto obeys NO_COLOR, FORCE_COLOR, TERM=dumb and whether the
@@ -46,6 +39,7 @@ class Terminal:
         color: str = "auto",
         quiet: bool = False,
     ) -> None:
+        super().__init__()
         self.stdin = stdin
         self.stdout = stdout
         self.stderr = stderr
@@ -55,10 +49,9 @@ class Terminal:
         self.stdin_is_tty = stdin.isatty()
         self.stdout_is_tty = stdout.isatty()
         self.stderr_is_tty = stderr.isatty()
+        self.unread = False  # whoever read stdout has gone
         self._at_line_start = True
-        self._echoes = True
         self._shown: Progress = NoProgress()
-        self._give_keys_back: Callable[[], None] = lambda: None
 
     @classmethod
     def system(cls) -> Terminal:
@@ -96,8 +89,8 @@ class Terminal:
         """A part of the answer, at once; byte for byte into a pipe, inert on a terminal.
 
         Raises:
-            BrokenPipeError: nobody reads it any more.
-            DotsError: it can't be written, e.g. because the disk is full.
+            BrokenPipeError: nobody reads it any more; `unread` is True then.
+            OutputError: it can't be written, e.g. because the disk is full.
         """
         if text:
             self._at_line_start = text.endswith("\n")
@@ -117,9 +110,10 @@ class Terminal:
             # What is still buffered would fail again when Python closes the stream.
             to_nowhere(self.stdout.fileno())
             if isinstance(error, BrokenPipeError):
+                self.unread = True
                 raise
             reason = error.strerror or str(error)
-            raise DotsError(f"the output can't be written: {reason}") from error
+            raise OutputError(f"the output can't be written: {reason}") from error
 
     def shut_out_c(self) -> None:
         """Moves the answer to a descriptor of its own: what C libraries print goes nowhere."""
@@ -145,18 +139,34 @@ class Terminal:
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()
     ) -> None:
-        """A table on stdout: aligned columns, nothing wrapped or cut.
+        """A table on stdout: on a terminal no wider than that, elsewhere never wrapped or cut.
 
         Args:
             columns: their titles.
             rows: one text per column.
             right: the columns that are aligned to the right.
         """
+        colour = self.colour(self.stdout_is_tty)
+        if self.stdout_is_tty:
+            inert = [[printable(cell) for cell in row] for row in rows]
+            self.paint(table_text(columns, inert, right, width=self.width, colour=colour))
+            return
         for n, line in enumerate(aligned(columns, rows, right)):
-            if n == 0 and self.colour(self.stdout_is_tty):
+            if n == 0 and colour:
                 self._put(f"\x1b[1m{line}\x1b[0m\n")
             else:
                 self.write(line + "\n")
+
+    def paragraph(self, text: str, label: str = "") -> None:
+        """A sentence behind a label; on a terminal wrapped, where it is narrow below the label."""
+        if not self.stdout_is_tty:
+            self.write(f"{label}{text}\n")
+            return
+        indent = " " * len(label)
+        if len(label) > self.width // 3 and label.strip():
+            self.write(f"{label.rstrip()}\n")
+            label = indent = "  "
+        self.write(wrapped(text, self.width, label, indent) + "\n")
 
     def styled(self, parts: Sequence[tuple[str, str]]) -> None:
         """Texts with the colour of each (SGR, "" for none), where stdout has colours."""
@@ -194,98 +204,28 @@ class Terminal:
         text = printable(text)
         if self.colour(self.stderr_is_tty):
             text = f"\x1b[{style}m{text}\x1b[0m"
-        self.stderr.write(text + "\n")
-        self.stderr.flush()
+        self.put_err(text + "\n")
+
+    def say(self, text: str) -> None:
+        """Text that was asked for and still belongs on stderr, as it is."""
+        self.put_err(text + "\n")
+
+    def put_err(self, text: str) -> None:
+        """Write to stderr; where that fails, what belongs there is lost and the work goes on."""
+        try:
+            self.stderr.write(text)
+            self.stderr.flush()
+        except OSError:
+            to_nowhere(self.stderr.fileno())
 
     def progress(self, label: str, total: float, unit: str = "") -> Progress:
         """Shows how far a piece of work is; `with terminal.progress(...) as p: p.update(done)`."""
         if self.quiet:
             return NoProgress()
 
-        def write(text: str) -> None:
-            self.stderr.write(text)
-            self.stderr.flush()
-
         redraw = self.stderr_is_tty and not self.is_dumb
         self._shown = Progress(
-            label, total, unit, write=write, redraw=redraw, width=lambda: self.width
-        )
+            label, total, unit, write=self.put_err, redraw=redraw, width=lambda: self.width,
+            colour=self.colour(self.stderr_is_tty),
+        )  # fmt: skip
         return self._shown
-
-    # -- stdin --------------------------------------------------------------------------------
-
-    def read_stdin(self) -> str:
-        """All of stdin as text; if nobody ends it, a note says after two seconds what is awaited.
-
-        Raises:
-            DotsError: it is binary, or longer than `reading.MAX_TEXT_NBYTES`.
-        """
-        with noted_wait(self.note, "waiting for the end of stdin; `< /dev/null` gives none"):
-            raw = getattr(self.stdin, "buffer", None)
-            if raw is not None:
-                data = read_bounded(raw, "stdin")
-            else:
-                data = self.stdin.read().encode("utf-8", "replace")
-        return self.decode(data, "stdin")
-
-    def lines(self, prompt: str = "") -> Iterator[str]:
-        """The lines of stdin as they come, without their ends; `prompt` is shown on stderr."""
-        raw = getattr(self.stdin, "buffer", self.stdin)
-        while True:
-            if prompt and not self.quiet:
-                self.stderr.write(prompt)
-                self.stderr.flush()
-            line = raw.readline(MAX_TEXT_NBYTES + 1)
-            if not line:
-                return
-            if len(line) > MAX_TEXT_NBYTES:
-                raise too_long("a line of stdin")
-            text = line if isinstance(line, str) else self.decode(line, "stdin")
-            yield text.removesuffix("\n").removesuffix("\r")
-
-    @contextmanager
-    def keys_kept(self) -> Iterator[None]:
-        """What is typed while nobody reads waits unseen, and Enter stays Enter.
-
-        Otherwise it would be shown in the middle of an answer, and arrive as a newline.
-        """
-        try:
-            import termios
-        except ImportError:  # Windows
-            yield
-            return
-        descriptor = self.stdin.fileno()
-        before = termios.tcgetattr(descriptor)
-        changed = termios.tcgetattr(descriptor)
-        changed[0] &= ~termios.ICRNL
-        changed[3] &= ~(termios.ICANON | termios.ECHO)
-        termios.tcsetattr(descriptor, termios.TCSANOW, changed)
-        self._echoes = False
-
-        self._give_keys_back = lambda: termios.tcsetattr(descriptor, termios.TCSANOW, before)
-        try:
-            yield
-        finally:
-            self._echoes = True
-            self._give_keys_back()
-
-    def decode(self, data: bytes, origin: str) -> str:
-        """Text from bytes; invalid UTF-8 is replaced, with a warning.
-
-        Raises:
-            DotsError: there are zero bytes in it, so it isn't text at all.
-        """
-        if b"\0" in data:
-            raise DotsError(f"{origin} is binary, not text", hint="give a text file in UTF-8")
-        text = data.decode("utf-8", "replace").removeprefix("\ufeff")
-        if data and b"\xef\xbf\xbd" not in data and (invalid := text.count("\ufffd")):
-            self.warn(f"{origin} is not valid UTF-8: {invalid} of its characters replaced")
-        return text
-
-    def read_file(self, path: Path) -> str:
-        """A text file the user named.
-
-        Raises:
-            DotsError: it can't be read, is binary, or longer than `reading.MAX_TEXT_NBYTES`.
-        """
-        return self.decode(read_named(path, self.note), str(path))

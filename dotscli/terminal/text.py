@@ -10,6 +10,8 @@ import os
 import re
 from collections.abc import Sequence
 
+# A number before its unit, an option before its value.
+_TOGETHER = re.compile(r"(\d(?= [KMGT]?i?B\b)|(?<![\w-])-[\w-]+(?= \w)|\d(?= of \d)) ")
 COLOUR = re.compile("\x1b\\[[0-9;]*m")
 
 # What a terminal would obey is shown as a picture (C0) or as a replacement character (C1);
@@ -73,9 +75,30 @@ def cells(text: str) -> int:
     """Columns that a text takes: wide characters two, combining ones none."""
     if text.isascii():
         return len(text)
-    from unicodedata import combining, east_asian_width
+    from wcwidth import wcswidth, wcwidth
 
-    return sum(0 if combining(c) else 1 + (east_asian_width(c) in "WF") for c in text)
+    width = wcswidth(text)
+    return width if width >= 0 else sum(max(0, wcwidth(char)) for char in text)
+
+
+def wrapped(text: str, width: int, first: str = "", rest: str = "") -> str:
+    """A sentence on lines of at most `width` columns; a number and its unit stay together.
+
+    A word that is longer than a line stays whole: a path must remain one that can be copied.
+
+    Args:
+        first: what the first line begins with.
+        rest: the same for all others.
+    """
+    glued = _TOGETHER.sub("\\1\u00a0", text)
+    lines, line = [], first
+    for word in glued.split(" "):
+        space = " " if line not in (first, rest) else ""
+        if space and cells(line) + 1 + cells(word) > width:
+            lines.append(line)
+            line, space = rest, ""
+        line += space + word
+    return "\n".join([*lines, line]).replace("\u00a0", " ")
 
 
 def format_bytes(nbytes: float) -> str:

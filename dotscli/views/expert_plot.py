@@ -16,7 +16,9 @@ from dotscli.quantize.output.whole_file import write_whole
 from dotscli.views.expert_maps import ExpertMap, rgb
 
 _NAN = float("nan")
-_CELL, _MARGIN, _LINE = 8, 48, 16  # of the SVG, in pixels
+# Of the SVG, in pixels; a character's width is that of most viewers' sans-serif, roughly.
+_CELL, _LEFT, _RIGHT, _LINE, _CHAR = 8, 56, 48, 16, 6.5
+_LAYER_STEP, _EXPERT_STEP = 4, 8  # cells between two numbers on an axis
 
 
 def write_plot(path: Path, name: str, maps: Sequence[ExpertMap], force: bool) -> None:
@@ -44,19 +46,22 @@ def write_plot(path: Path, name: str, maps: Sequence[ExpertMap], force: bool) ->
 
 
 def svg(name: str, maps: Sequence[ExpertMap]) -> str:
-    """The maps as an SVG document."""
+    """The maps as an SVG document: layers down, experts across, both with their numbers."""
     parts: list[str] = []
+    titles = [f"{name}, {shown.title}" for shown in maps]
     top = _LINE
-    for shown in maps:
-        parts.append(_text(_MARGIN, top, f"{name}, {shown.title}"))
-        top += _LINE
+    for title, shown in zip(titles, maps, strict=True):
+        parts.append(_text(_LEFT, top, title))
+        top += 2 * _LINE
+        parts += _axis(shown, top)
+        top += _CELL
         for line, layer in enumerate(shown.values):
-            y = top + line * _CELL
-            parts += _row(shown, layer, y)
+            parts += _row(shown, layer, top + line * _CELL, numbered=line % _LAYER_STEP == 0)
         top += len(shown.values) * _CELL + _LINE
         parts += _legend(shown, top)
-        top += 2 * _LINE
-    width = 2 * _MARGIN + _CELL * max(64, *(shown.n_experts for shown in maps))
+        top += 3 * _LINE
+    cells = _CELL * max(64, *(shown.n_experts for shown in maps))
+    width = _LEFT + _RIGHT + max(cells, *(round(_CHAR * len(title)) for title in titles))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{top}" '
         'font-family="sans-serif" font-size="11">\n'
@@ -64,31 +69,45 @@ def svg(name: str, maps: Sequence[ExpertMap]) -> str:
     )
 
 
-def _row(shown: ExpertMap, layer: int, y: int) -> Iterator[str]:
-    if layer % 4 == 0:
-        yield _text(8, y + _CELL, f"layer {layer}"[-9:])
+def _axis(shown: ExpertMap, y: int) -> Iterator[str]:
+    """What the numbers mean, at the corner, and the experts' numbers with a tick each."""
+    yield _text(_LEFT - 8, y, "layer", "end")
+    for expert in range(0, shown.n_experts, _EXPERT_STEP):
+        middle = _LEFT + expert * _CELL + _CELL // 2
+        yield f'<path d="M{middle} {y + 3}v4" stroke="black"/>'
+        yield _text(middle, y, str(expert), "middle")
+    yield _text(_LEFT + shown.n_experts * _CELL + 4, y, "expert")
+
+
+def _row(shown: ExpertMap, layer: int, y: int, numbered: bool) -> Iterator[str]:
+    if numbered:
+        yield _text(_LEFT - 8, y + _CELL, str(layer), "end")
     for expert, cell in enumerate(shown.cells(layer, 1)):
         yield (
-            f'<rect x="{_MARGIN + expert * _CELL}" y="{y}" width="{_CELL}" height="{_CELL}" '
+            f'<rect x="{_LEFT + expert * _CELL}" y="{y}" width="{_CELL}" height="{_CELL}" '
             f'fill="{_hex(cell)}"><title>layer {layer}, expert {expert}: '
             f"{shown.values[layer][expert]:.4g}</title></rect>"
         )
 
 
 def _legend(shown: ExpertMap, y: int) -> Iterator[str]:
+    """The scale with its words below, each where its place on the scale is."""
+    width = 256
     for step in range(64):
-        x = _MARGIN + step * 4
+        x = _LEFT + step * width // 64
         yield f'<rect x="{x}" y="{y - 8}" width="4" height="8" fill="{_hex(step / 63)}"/>'
-    words = " | ".join(text for _, text in shown.ticks)
-    none = f"; {shown.none}: " if shown.none else ""
-    yield _text(_MARGIN + 264, y, words + none)
+    for place, text in shown.ticks:
+        anchor = {0.0: "start", 1.0: "end"}.get(place, "middle")
+        yield _text(_LEFT + round(place * width), y + 12, text, anchor)
     if shown.none:
-        x = _MARGIN + 264 + 6 * len(words + none)
+        x = _LEFT + width + 24
         yield f'<rect x="{x}" y="{y - 8}" width="8" height="8" fill="{_hex(None)}"/>'
+        yield _text(x + 14, y, shown.none)
 
 
-def _text(x: int, y: int, text: str) -> str:
-    return f'<text x="{x}" y="{y}">{escape(text)}</text>'
+def _text(x: int, y: int, text: str, anchor: str = "start") -> str:
+    where = "" if anchor == "start" else f' text-anchor="{anchor}"'
+    return f'<text x="{x}" y="{y}"{where}>{escape(text)}</text>'
 
 
 def _hex(cell: float | None) -> str:
@@ -120,6 +139,7 @@ def _png(name: str, maps: Sequence[ExpertMap]) -> bytes:
         none = f" (red: {shown.none})" if shown.none else ""
         axis.set_title(f"{name}, {shown.title}{none}", fontsize=8)
         axis.set_xlabel("expert", fontsize=8)
+        axis.set_xticks(range(0, shown.n_experts, 2 * _EXPERT_STEP))
         axis.set_ylabel("layer", fontsize=8)
         bar = figure.colorbar(image, ax=axis, ticks=[place for place, _ in shown.ticks])
         bar.ax.set_yticklabels([text for _, text in shown.ticks], fontsize=8)

@@ -15,6 +15,7 @@ from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 
 BAR_LABEL, MAX_BAR = 14, 72
+WIDE = 104  # columns that the table of memories takes; on fewer it lies on its side
 # What a bar is made of: the name, its character in ASCII and elsewhere, its colour (SGR).
 PARTS = (
     ("dense", "#", "█", "34"),
@@ -38,22 +39,32 @@ def show(
     """Print a placement; `bandwidth` in bytes per second adds what main memory allows."""
     cost, request = found.cost, found.request
     n_moe = len(cost.moe_layers)
-    terminal.write(
+    terminal.paragraph(
         f"{name}: {format_bytes(cost.weights_nbytes)}, {len(cost.layers)} layers, {n_moe} of them "
-        f"with {cost.n_experts // max(n_moe, 1)} experts\n"
-        f"context {request.n_ctx}, cache {request.type_k} and {request.type_v}\n\n"
+        f"with {cost.n_experts // max(n_moe, 1)} experts"
     )
+    terminal.paragraph(f"context {request.n_ctx}, cache {request.type_k} and {request.type_v}")
+    terminal.write("\n")
     memories = [("main memory", found.ram)]
     if device:
         memories.insert(0, (device, found.device))
     rows = [(label, *map(_size, (use.total, *_parts(use), use.missing))) for label, use in memories]
-    terminal.table(COLUMNS, rows, right=COLUMNS[1:])
+    if terminal.stdout_is_tty and terminal.width < WIDE:
+        labels = tuple(label for label, _ in memories)
+        across = list(zip(COLUMNS[1:], *(row[1:] for row in rows), strict=True))
+        terminal.table((COLUMNS[0], *labels), across, right=labels)
+    else:
+        terminal.table(COLUMNS, rows, right=COLUMNS[1:])
     terminal.write("\n")
     ascii_only = not terminal.stdout_is_tty or terminal.is_dumb
     for label, use in memories:
         _bar(terminal, label, use, ascii_only)
     legend = (f"{part[1 if ascii_only else 2]} {part[0]}" for part in PARTS[:-1])
-    terminal.write(f"{'':{BAR_LABEL}} {'  '.join(legend)}\n\n")
+    if terminal.stdout_is_tty and terminal.width < WIDE:
+        terminal.paragraph(", ".join(legend).replace(" ", "\u00a0").replace(",\u00a0", ", "))
+        terminal.write("\n")
+    else:
+        terminal.write(f"{'':{BAR_LABEL}} {'  '.join(legend)}\n\n")
     if device:
         _experts(terminal, found)
     if bandwidth:
@@ -97,18 +108,20 @@ def _experts(terminal: Terminal, found: Placement) -> None:
     few, many = min(slots.values(), default=0), max(slots.values(), default=0)
     span = f"{few}" if few == many else f"{few} to {many}"
     known = "by heat" if found.by_heat else "no heat known: all count equal"
-    terminal.write(
-        f"experts on the device  {found.n_resident} of {cost.n_experts}, {span} slots in a layer, "
-        f"expected hit rate {found.hit_rate:.0%} ({known})\n"
+    terminal.paragraph(
+        f"{found.n_resident} of {cost.n_experts}, {span} slots in a layer, "
+        f"expected hit rate {found.hit_rate:.0%} ({known})",
+        "experts on the device  ",
     )
     sizes = Counter((c.expert_nbytes, c.expert_types) for c in cost.moe_layers)
     for (nbytes, types), n in sizes.most_common():
-        terminal.write(
-            f"a slot                 {format_bytes(nbytes)} in {n} layers ({', '.join(types)})\n"
+        terminal.paragraph(
+            f"{format_bytes(nbytes)} in {n} layers ({', '.join(types)})", "a slot                 "
         )
-    terminal.write(
-        f"options                {found.engine_options().flags} for hot experts; without them "
-        f"{found.engine_options(hot=False).flags}\n"
+    terminal.paragraph(
+        f"{found.engine_options().flags} for hot experts; without them "
+        f"{found.engine_options(hot=False).flags}",
+        "options                ",
     )
 
 
@@ -116,10 +129,11 @@ def _speed(terminal: Terminal, found: Placement, bandwidth: int) -> None:
     nbytes = found.cpu_nbytes_per_token()
     if not nbytes:
         return
-    terminal.write(
-        f"main memory            {format_bytes(nbytes)} are read per token: at "
+    terminal.paragraph(
+        f"{format_bytes(nbytes)} are read per token: at "
         f"{format_bytes(bandwidth)}/s at most {bandwidth / nbytes:.1f} tokens per second "
-        "(arithmetic, not measured; the device's time is not in it)\n"
+        "(arithmetic, not measured; the device's time is not in it)",
+        "main memory            ",
     )
 
 

@@ -7,7 +7,7 @@ from random import Random
 import typer
 
 from dotscli.cli.app import app, run
-from dotscli.options.config import read_config
+from dotscli.options.config_file import read_config
 from tests.fuzz.mutate import damaged, length, number, real, text
 from tests.fuzz.target import Target, WrongResult, refusals, silent_terminal
 

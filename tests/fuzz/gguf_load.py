@@ -11,7 +11,7 @@ from random import Random
 
 from dotscli.commands.settings import sampling_for
 from dotscli.engine import Engine, EngineOptions
-from dotscli.options.shared import SamplingFlags
+from dotscli.options.answer import SamplingFlags
 from dotscli.quantize import quantize_checkpoint
 from tests import gguf_maker, tiny
 from tests.fuzz.gguf import SIZES, body_changed, number_changed, text_changed
