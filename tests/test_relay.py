@@ -14,7 +14,11 @@ from pathlib import Path
 import pytest
 
 from dotscli.commands.worker import Seldom
-from dotscli.engine import has_rpc, rpc_cache, rpc_process, rpc_relay, rpc_session
+from dotscli.engine import has_rpc
+from dotscli.engine.rpc import cache as rpc_cache
+from dotscli.engine.rpc import process as rpc_process
+from dotscli.engine.rpc import relay as rpc_relay
+from dotscli.engine.rpc import session as rpc_session
 from dotscli.engine.rpc.cache import CacheWatch
 from dotscli.engine.rpc.messages import HASH_REQUEST, SET_HEAD
 from dotscli.engine.rpc.pipe import Buffer
