@@ -1,6 +1,7 @@
 """Where libdots_hot and libllama lie, and how libdots_hot is called.
 
-Mirrors dotscli/native/hot/dots_hot.h line by line. This module knows nothing of what the calls mean.
+Mirrors dotscli/native/hot/dots_hot.h line by line. This module knows nothing of what the calls
+mean.
 """
 
 from __future__ import annotations
