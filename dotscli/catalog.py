@@ -99,7 +99,7 @@ def fingerprint(checkpoint: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(checkpoint.glob("*.json")) + sorted(checkpoint.glob("*.safetensors")):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
+        digest.update(os.fsencode(path.name) + f" {size}\n".encode())
         with path.open("rb") as file:
             digest.update(file.read(EDGE_NBYTES))
             file.seek(max(0, size - EDGE_NBYTES))

@@ -43,3 +43,14 @@ class OutputError(DotsError):
 def usage(message: str, hint: str) -> DotsError:
     """An error in how the command was called: exit status 2."""
     return DotsError(message, hint, ExitStatus.USAGE)
+
+
+EXHAUSTED_HINT = "end other programs, or raise the limits of this shell (ulimit -v, ulimit -u)"
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Whether an exception says that memory, or room for another thread, has run out."""
+    if isinstance(error, MemoryError):
+        return True
+    reasons = ("can't start new thread", "failed to map segment", "annot allocate memory")
+    return any(reason in str(error) for reason in reasons)

@@ -1,7 +1,8 @@
 """How much one chat template may use: seconds, characters, values.
 
-Everything is refused before it is built: a template can double a value with every line, and most
-of what Python builds can't be interrupted. It knows nothing of jinja2.
+Everything is refused before it is built: a template can double a value with every line. What a
+single call of Python does can't be interrupted here; where the source is not known, the process
+around it is bounded too (`dotscli.models.template_process`). It knows nothing of jinja2.
 """
 
 from __future__ import annotations
@@ -20,16 +21,22 @@ class RefusalError(Exception):
     """The template may not do this; the message says what."""
 
 
+def too_slow(seconds: float) -> str:
+    """What to say of a template whose time is over, whoever notices it."""
+    return f"it runs for more than {seconds:g} s"
+
+
 class Budget:
     """What one rendering may use: seconds, characters, values."""
 
-    def __init__(self, n_chars: int) -> None:
+    def __init__(self, n_chars: int, seconds: float) -> None:
         self.max_text = MAX_TEXT + 8 * n_chars
-        self.deadline = time.monotonic() + MAX_SECONDS
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
 
     def tick(self) -> None:
         if time.monotonic() > self.deadline:
-            raise RefusalError(f"it runs for more than {MAX_SECONDS:.0f} s")
+            raise RefusalError(too_slow(self.seconds))
 
     def fits(self, n_chars: int, n_items: int = 0) -> None:
         if n_chars > self.max_text:

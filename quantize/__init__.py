@@ -1,8 +1,8 @@
 """One streaming pass from a safetensors checkpoint, or from another GGUF, to a GGUF file.
 
 `quantize_checkpoint` is the one call; `plan_checkpoint` says what it would write, and `plan_steps`
-how far it is with a budget's plan. Importing this
-package costs nothing: what does the work is imported when it is called.
+how far it is with a budget's plan. Importing this package costs nothing: what does the work is
+imported when it is called.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dotscli.quantize.request import DEFAULT_MAX_MEMORY, DEFAULT_TYPE, Budget, Request
+
 if TYPE_CHECKING:
     from dotscli.quantize.fit.fit import Fit
-    from dotscli.quantize.fit.knapsack import Budget
     from dotscli.quantize.fit.measure import Measuring
     from dotscli.quantize.plan import Plan
     from dotscli.quantize.run import Event
 
-DEFAULT_TYPE = "q4"
+__all__ = ["DEFAULT_TYPE", "plan_checkpoint", "plan_steps", "quantize_checkpoint"]
 
 
 def quantize_checkpoint(
@@ -72,9 +73,22 @@ def quantize_checkpoint(
     from dotscli.quantize.run import quantize
 
     return quantize(
-        folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force, restart,
-        split_max_size, report, blend, budget,
-    )  # fmt: skip
+        Request(
+            source=folder,
+            out=out,
+            type=type,
+            tensor_types=tuple(tensor_types),
+            imatrix=imatrix,
+            blend=blend,
+            budget=budget,
+            split_max_size=split_max_size,
+            threads=threads,
+            max_memory=DEFAULT_MAX_MEMORY if max_memory is None else max_memory,
+            force=force,
+            restart=restart,
+            report=report,
+        )
+    )
 
 
 def plan_checkpoint(
@@ -117,5 +131,14 @@ def plan_steps(
     from dotscli.quantize.run import plan_steps
 
     return plan_steps(
-        folder, type, tuple(tensor_types), imatrix, budget, split_max_size, threads, blend
+        Request(
+            source=folder,
+            type=type,
+            tensor_types=tuple(tensor_types),
+            imatrix=imatrix,
+            blend=blend,
+            budget=budget,
+            split_max_size=split_max_size,
+            threads=threads,
+        )
     )

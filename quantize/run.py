@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING
 
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
-from dotscli.quantize.convert import DEFAULT_MAX_MEMORY, convert
 from dotscli.quantize.convert import Event as Converting
+from dotscli.quantize.convert import convert
 from dotscli.quantize.fit.decide import decide
 from dotscli.quantize.fit.fit import Fit
-from dotscli.quantize.fit.knapsack import Budget
 from dotscli.quantize.fit.measure import Measuring
 from dotscli.quantize.plan import Plan, plan
 from dotscli.quantize.recipe.recipe import Override, Recipe
 from dotscli.quantize.recipe.types_of_file import preset_of_gguf
+from dotscli.quantize.request import Request
 from dotscli.quantize.source.fp8_layout import fp8_layout
 from dotscli.quantize.source.inputs import open_input
 
@@ -29,84 +29,43 @@ if TYPE_CHECKING:
 
 Event = Measuring | Fit | Converting
 
-_PLANNED = Path("planned.gguf")  # a plan has no file; only names of split files are made of it
 
-
-def quantize(
-    path: Path,
-    out: Path,
-    type: str,
-    tensor_types: tuple[str, ...],
-    imatrix: Path | None,
-    threads: int,
-    max_memory: int | None,
-    force: bool,
-    restart: bool,
-    split_max_size: int | None,
-    report: Path | None,
-    blend: bool,
-    budget: Budget | None,
-) -> Iterator[Event]:
+def quantize(request: Request) -> Iterator[Event]:
     """See `dotscli.quantize.quantize_checkpoint`."""
-    if threads < 0:
-        raise DotsError(f"--threads {threads} is no number of threads", hint="0 takes every core")
-    recipe = _recipe(type, tensor_types)
-    given = open_input(path)
+    recipe = _recipe(request)
+    given = open_input(request.source)
     try:
-        importance = _load_importance(imatrix, blend)
-        if budget is not None:
-            recipe = yield from decide(
-                given, recipe, budget, importance, out, split_max_size, threads
-            )
-        decided = plan(given.model, given.weights, recipe, importance is not None)
+        importance = _load_importance(request)
+        if request.budget is not None:
+            recipe = yield from decide(given, recipe, request.budget, importance, request)
+        decided = plan(given.model, given.source, recipe, importance is not None)
         keys, warnings = given.keys(recipe.file_type)
         warnings = (*decided.warnings, *warnings)
         if importance is not None:
             warnings += importance.check(tensor.spec for tensor in decided.tensors)
             keys += importance.keys()
-        yield from convert(
-            decided,
-            given.weights,
-            keys,
-            out,
-            threads=threads,
-            max_memory=DEFAULT_MAX_MEMORY if max_memory is None else max_memory,
-            force=force,
-            restart=restart,
-            split_max_size=split_max_size,
-            importance=importance,
-            inputs=() if imatrix is None else (imatrix,),
-            report=report,
-            warnings=warnings,
-        )
+        yield from convert(decided, given.source, keys, request, importance, warnings)
     finally:
-        given.weights.close()
+        given.source.close()
 
 
-def plan_steps(
-    path: Path,
-    type: str,
-    tensor_types: tuple[str, ...],
-    imatrix: Path | None,
-    budget: Budget | None,
-    split_max_size: int | None,
-    threads: int,
-    blend: bool,
-) -> Generator[Measuring | Fit, None, Plan]:
+def plan_steps(request: Request) -> Generator[Measuring | Fit, None, Plan]:
     """See `dotscli.quantize.plan_steps`."""
-    recipe = _recipe(type, tensor_types)
+    recipe = _recipe(request)
+    path = request.source
     if path.name == "config.json":
         path = path.parent
-    importance = _load_importance(imatrix, blend)
+    importance = _load_importance(request)
     # A folder without weights is planned from its config; with some, they must be complete.
     if path.is_file() or any(path.glob("*.safetensors")):
         given = open_input(path)
-        if budget is not None:
-            recipe = yield from decide(
-                given, recipe, budget, importance, _PLANNED, split_max_size, threads
-            )
-        decided = plan(given.model, given.weights, recipe, importance is not None)
-    elif budget is not None:
+        try:
+            if request.budget is not None:
+                recipe = yield from decide(given, recipe, request.budget, importance, request)
+            decided = plan(given.model, given.source, recipe, importance is not None)
+        finally:
+            given.source.close()
+    elif request.budget is not None:
         raise DotsError(
             f"{path} holds no safetensors, and a budget is spent by measuring the weights",
             hint="plan a preset with --type, or give the whole checkpoint",
@@ -121,17 +80,17 @@ def plan_steps(
     return decided
 
 
-def _recipe(type: str, tensor_types: tuple[str, ...]) -> Recipe:
+def _recipe(request: Request) -> Recipe:
     """Of a preset, or of a GGUF whose types are taken."""
-    if not type.lower().endswith(".gguf"):
-        return Recipe.preset(type, tensor_types)
-    overrides = tuple(Override.parse(text) for text in tensor_types)
-    return Recipe(preset_of_gguf(Path(type)), overrides)
+    if not request.type.lower().endswith(".gguf"):
+        return Recipe.preset(request.type, request.tensor_types)
+    overrides = tuple(Override.parse(text) for text in request.tensor_types)
+    return Recipe(preset_of_gguf(Path(request.type)), overrides)
 
 
-def _load_importance(imatrix: Path | None, blend: bool) -> ImportanceMatrix | None:
-    if imatrix is None:
+def _load_importance(request: Request) -> ImportanceMatrix | None:
+    if request.imatrix is None:
         return None
     from dotscli.quantize.imatrix.importance import THIN_TOKENS, load_importance
 
-    return load_importance(imatrix, THIN_TOKENS if blend else 0)
+    return load_importance(request.imatrix, THIN_TOKENS if request.blend else 0)

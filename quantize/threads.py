@@ -14,6 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import TypeVar
 
+from dotscli.errors import DotsError
+
 _AHEAD = 8  # items per thread; they hold no memory before they run
 
 Item = TypeVar("Item")
@@ -51,9 +53,16 @@ def _results(
         while True:
             while len(pending) < threads * _AHEAD:
                 try:
-                    pending.append(pool.submit(unless_stopped, next(items)))
+                    item = next(items)
                 except StopIteration:
                     break
+                try:
+                    pending.append(pool.submit(unless_stopped, item))
+                except RuntimeError as error:  # can't start new thread
+                    raise DotsError(
+                        f"{threads} threads can't be started: {error}",
+                        hint="give fewer --threads, or more memory (ulimit -v, ulimit -u)",
+                    ) from None
             if not pending:
                 return
             result = pending.popleft().result()

@@ -43,11 +43,12 @@ class LaggingDevice:
         command = compiler()
         assert command, "no C++ compiler"
         target = folder / "liblagging.so"
-        sources = [ROOT / "tests/native/lagging_device.cpp", ROOT / "dotscli/native/ggml_calls.cpp"]
+        native = ROOT / "dotscli/native"
+        sources = [ROOT / "tests/native/lagging_device.cpp", native / "hot/ggml_calls.cpp"]
         subprocess.run(
             [command, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden",
              *os.environ.get("CXXFLAGS", "").split(),
-             f"-I{ROOT / 'dotscli/native'}", *sources, "-o", target, "-ldl", "-lpthread"],
+             f"-I{native}", *sources, "-o", target, "-ldl", "-lpthread"],
             check=True,
         )  # fmt: skip
         self.library = ctypes.CDLL(str(target))

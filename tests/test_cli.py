@@ -295,7 +295,13 @@ def test_inspect_an_importance_matrix(tiny_checkpoint: Path, tmp_path: Path) -> 
 
 def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
     text = dots("inspect", tiny_checkpoint).stdout
-    for part in ("checkpoint of a dots.llm1", "n_experts", "<|endofresponse|>", "BF16", "As q4"):
+    for part in (
+        "checkpoint of a dots.llm1",
+        "n_routed_experts",
+        "<|endofresponse|>",
+        "BF16",
+        "As q4",
+    ):
         assert part in text
     value = dots("inspect", tiny_checkpoint, "--json").json
     assert value["model"]["n_experts"] == 8
@@ -306,7 +312,8 @@ def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
 
 def test_inspect_a_config_alone() -> None:
     text = dots("inspect", Path(__file__).parent / "data" / "dots.llm1.inst").stdout
-    assert "n_layers" in text
+    assert "num_hidden_layers  " in text
+    assert "n_layers" not in text
     assert "As q4 it would take" in text
 
 

@@ -52,6 +52,7 @@ def test_entropy_is_in_bits() -> None:
     assert figures.entropy([7, 0, 0]) == 0.0
     assert figures.entropy([0, 0]) == 0.0
     assert figures.entropy([3, 1]) == pytest.approx(0.8113, abs=1e-4)
+    assert figures.entropy([1e18, 5e-324]) == 0.0  # a count whose share is none
 
 
 def test_figures_of_a_layer() -> None:

@@ -18,8 +18,8 @@ import pytest
 
 from dotscli.catalog import nano_checkpoint
 from dotscli.engine import Engine, EngineOptions, HotOptions
+from dotscli.engine import load as engine_load
 from dotscli.engine.devices import Device, registered
-from dotscli.engine.hot import choice as hot_choice
 from dotscli.engine.hot import experts as engine_hot
 from dotscli.engine.hot.choice import Decision, choose
 from dotscli.errors import DotsError
@@ -181,7 +181,7 @@ def test_off_opens_no_library(model: Path, words: tuple[str, ...]) -> None:
 
 
 def test_a_trace_of_what_is_routed(model: Path, tmp_path: Path) -> None:
-    """As much as the counts say, in the form that bench/routing.py reads; nothing is replaced."""
+    """As much as the counts say, as bench/hot/routing.py reads it; nothing is replaced."""
     trace, places = tmp_path / "t.trace", {"XDG_DATA_HOME": str(tmp_path)}
     words = ("prompt", "-m", model, "hi", "-n", "4", "--heat-trace", trace)
     hot = ("--hot", "1M", "--hot-device", "CPU")
@@ -221,11 +221,10 @@ def test_who_asked_hears_why_not(
 ) -> None:
     def reasons(options: EngineOptions) -> list[str]:
         said: list[str] = []
-        assert choose(gguf, options, said.append)[1] is None
+        assert choose(gguf, options, only_cpu, said.append)[1] is None
         return said
 
     only_cpu = [device for device in registered() if device.type == "CPU"]
-    monkeypatch.setattr(hot_choice, "registered", lambda: only_cpu)
     assert reasons(EngineOptions(hot=HotOptions())) == []
     [line] = reasons(EngineOptions(hot=HotOptions(nbytes=MIB)))
     assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
@@ -310,7 +309,7 @@ def test_auto_fills_what_is_free_but_for_a_margin(
     """An eighth stays free, as `dots plan` says."""
     free = free_for(cost, cost.experts_nbytes // 2)
     left = 3 * MIB + free // 8  # when weights and cache are there
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(free))
+    monkeypatch.setattr(engine_load, "registered", lambda: gpu(free))
     monkeypatch.setattr(engine_hot, "registered", lambda: gpu(left))
     with load(model, HotOptions(adapt=False, guard=False)) as engine:
         figures = run(engine)[-1].stats
@@ -323,7 +322,7 @@ def test_auto_fills_what_is_free_but_for_a_margin(
 def test_more_than_there_is_ends_at_the_margin(
     model: Path, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(8 * MIB))
+    monkeypatch.setattr(engine_load, "registered", lambda: gpu(8 * MIB))
     monkeypatch.setattr(engine_hot, "registered", lambda: gpu(3 * MIB))
     said: list[str] = []
     with load(model, on_cpu(4 * MIB), said) as engine:
@@ -333,27 +332,20 @@ def test_more_than_there_is_ends_at_the_margin(
     assert said == ["CPU has not 4.00 MiB for hot experts, 2.00 MiB is what can be used"]
 
 
-def test_auto_and_a_device_that_holds_all_or_nothing(
-    gguf: GgufFile, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_and_a_device_that_holds_all_or_nothing(gguf: GgufFile, cost: ModelCost) -> None:
     options = EngineOptions(n_ctx=512, hot=HotOptions())
     said: list[str] = []
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(1 << 30))
-    assert choose(gguf, options, said.append) == Decision(options)
+    assert choose(gguf, options, gpu(1 << 30), said.append) == Decision(options)
     [first] = gpu(free_for(cost, cost.experts_nbytes // 2))
     two = [first, dataclasses.replace(first, name="CPU1")]
-    monkeypatch.setattr(hot_choice, "registered", lambda: two)
-    assert choose(gguf, options, said.append) == Decision(options)
-    monkeypatch.setattr(hot_choice, "registered", lambda: two[:1])
-    assert choose(gguf, options, said.append)[1] is not None
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(MIB))
-    found, choice, _ = choose(gguf, options, said.append)
+    assert choose(gguf, options, two, said.append) == Decision(options)
+    assert choose(gguf, options, two[:1], said.append)[1] is not None
+    found, choice, _ = choose(gguf, options, gpu(MIB), said.append)
     assert choice is None
     assert found.n_gpu_layers == 0
     room = cost.output_nbytes + cost.compute_nbytes(512, "f16", "f16")
     room += cost.layers[-1].dense_nbytes + 2 * cost.kv_layer_nbytes(512, "f16", "f16")
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(room * 8 // 7))
-    found, choice, _ = choose(gguf, options, said.append)
+    found, choice, _ = choose(gguf, options, gpu(room * 8 // 7), said.append)
     assert choice is None
     assert found.n_gpu_layers == 2  # the output counts as one
     assert found.override_tensor == (r"blk\.(1|2|3|4|5)\.ffn_(up|down|gate)_exps=CPU",)
@@ -364,11 +356,10 @@ def test_auto_and_a_device_that_holds_all_or_nothing(
     "given", [{"cpu_moe": True}, {"n_cpu_moe": 2}, {"override_tensor": ("exps=CPU",)}]
 )
 def test_auto_leaves_experts_to_whoever_places_them(
-    gguf: GgufFile, given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    gguf: GgufFile, given: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(20 * MIB))
     options = EngineOptions(hot=HotOptions(), **given)  # type: ignore[arg-type]
-    assert choose(gguf, options, print) == Decision(options)
+    assert choose(gguf, options, gpu(20 * MIB), print) == Decision(options)
 
 
 def test_patterns_of_the_user_come_first(model: Path) -> None:

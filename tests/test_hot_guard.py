@@ -17,9 +17,9 @@ import pytest
 pytest.importorskip("llama_cpp")
 
 from dotscli.engine import Engine, EngineOptions, HotOptions
+from dotscli.engine import load as engine_load
 from dotscli.engine.decode import Decoder
 from dotscli.engine.devices import registered
-from dotscli.engine.hot import choice as hot_choice
 from dotscli.engine.hot import experts as engine_hot
 from dotscli.engine.hot import trial as hot_trial
 from dotscli.hot import guard
@@ -52,7 +52,7 @@ def cpu_is_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [cpu] = [device for device in registered() if device.type == "CPU"]
     free = needed * 8 // 7
     gpu = dataclasses.replace(cpu, type="GPU", free_bytes=free, total_bytes=free)
-    monkeypatch.setattr(hot_choice, "registered", lambda: [gpu])
+    monkeypatch.setattr(engine_load, "registered", lambda: [gpu])
     left = dataclasses.replace(gpu, free_bytes=cost.experts_nbytes)
     monkeypatch.setattr(engine_hot, "registered", lambda: [left])
 

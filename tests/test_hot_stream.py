@@ -232,7 +232,7 @@ def n_to_stream(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
     if not compiler():
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("costs") / "libcosts.so"
-    sources = [ROOT / "tests/native/stream_costs.cpp", ROOT / "dotscli/native/hot_costs.cpp"]
+    sources = [ROOT / "tests/native/stream_costs.cpp", ROOT / "dotscli/native/hot/costs.cpp"]
     command = [str(compiler()), "-std=c++17", "-shared", "-fPIC", f"-I{ROOT / 'dotscli/native'}"]
     subprocess.run([*command, *map(str, sources), "-o", str(target)], check=True)
     function = ctypes.CDLL(str(target)).n_to_stream_at

@@ -16,10 +16,10 @@ from dotscli.quantize import plan_checkpoint, plan_steps, quantize_checkpoint
 from dotscli.quantize.against import MatrixError, compare
 from dotscli.quantize.convert import Started
 from dotscli.quantize.fit.fit import Fit
-from dotscli.quantize.fit.knapsack import Budget
 from dotscli.quantize.imatrix.coverage import LayerCoverage, coverage
 from dotscli.quantize.imatrix.importance import THIN_TOKENS, ImportanceMatrix, load_importance
 from dotscli.quantize.recipe.presets import PRESETS
+from dotscli.quantize.request import Budget
 from tests import reference, tiny
 from tests.test_quantize import SIZES, assert_same_tensors, make
 

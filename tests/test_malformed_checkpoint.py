@@ -214,6 +214,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "index with another suffix": (
         index(lambda m: m.update({Q_PROJ: "config.json"})), 'lies in "config.json"',
     ),
+    "index with a name longer than a file's": (
+        index(lambda m: m.update({Q_PROJ: "x" * 244 + ".safetensors"})), "expected a .safetensors",
+    ),
+    "index with a name of 255 characters in 500 bytes": (
+        index(lambda m: m.update({Q_PROJ: "é" * 243 + ".safetensors"})), "which",
+    ),
+    "index with a tensor's name of 5000 characters": (
+        index(lambda m: m.update({"x" * 5000: FIRST})), 'a tensor named "xxx',
+    ),
+    "index with a tensor's name that is no text": (
+        index(lambda m: m.update({"\ud800": FIRST})), 'a tensor named "\\ud800"',
+    ),
     "index with a number": (index(lambda m: m.update({Q_PROJ: 7})), f'"{Q_PROJ}" lies in 7'),
     "index puts a tensor into the wrong shard": (
         index(swap_shards), f"puts {Q_PROJ} into {SECOND}, whose header does not have it",

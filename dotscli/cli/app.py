@@ -19,7 +19,7 @@ from dotscli.cli import commands
 from dotscli.cli.examples import EXAMPLES
 from dotscli.cli.help import Command, Group, Mender, help_of
 from dotscli.cli.settings import config_of
-from dotscli.errors import DotsError, ExitStatus
+from dotscli.errors import EXHAUSTED_HINT, DotsError, ExitStatus, is_exhausted
 from dotscli.terminal.terminal import Terminal
 
 HELP = """Run dots.llm1 on your own machine: quantize its checkpoint to 4 bits, prompt it, chat.
@@ -130,12 +130,10 @@ def _said(error: BaseException, terminal: Terminal) -> int:
             return error.exit_status
         case BrokenPipeError() if terminal.unread:
             return int(ExitStatus.UNREAD)
+        case _ if is_exhausted(error):
+            terminal.error("there is not enough memory", EXHAUSTED_HINT)
         case OSError():  # what nobody has foreseen: a file that vanished, a lost mount
             terminal.error(str(error) or type(error).__name__)
-        case MemoryError():
-            terminal.error(
-                "there is not enough memory", "close other programs, or use --max-memory"
-            )
         case _ if isinstance(error, USAGE_ERROR):
             terminal.error(*_usage(error))
             return int(ExitStatus.USAGE)

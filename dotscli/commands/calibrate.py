@@ -1,14 +1,15 @@
 """`dots calibrate`: runs a model over texts and writes an importance matrix with counts per expert.
 
 What the model computes is collected in `dotscli.engine`, added up and kept in
-`dotscli.quantize.imatrix.sums`; here it is decided what is read, and told how far it is. stdout
-gets the path of the file and how well each layer's experts are covered.
+`dotscli.quantize.imatrix.sums`; here it is decided what is read, and told how far it is, and how
+well each layer's experts are covered. stdout gets the path of the file.
 """
 
 from __future__ import annotations
 
 import shlex
 import time
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,13 +19,16 @@ from dotscli.commands.settings import engine_options
 from dotscli.errors import DotsError, usage
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufFile, read_gguf
+from dotscli.models.regular_file import check_replaceable
 from dotscli.options.calibrate import CalibrateFlags
 from dotscli.options.engine import EngineFlags, PlacementFlags
 from dotscli.quantize.imatrix.coverage import LayerCoverage, coverage
 from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.imatrix.sums import Calibration, identity
+from dotscli.quantize.output.part_file import check_place, part_of
+from dotscli.terminal.reading import MAX_TEXT_NBYTES, too_long
 from dotscli.terminal.terminal import Terminal
-from dotscli.terminal.text import format_bytes, format_seconds
+from dotscli.terminal.text import aligned, format_bytes, format_seconds
 
 BATCH = 512  # tokens evaluated at once: one graph, as llama.cpp computes no more in one
 COLUMNS = ("layer", "experts", "seen", "least tokens", "median", "thin")
@@ -66,7 +70,7 @@ def calibrate(
         _show_plan(terminal, gguf, out, work, json)
         return
     made_of = identity(path, work.tokens, work.chunk_size)
-    datasets = tuple(str(text) for text in texts)
+    datasets = tuple(str(text).encode("utf-8", "replace").decode() for text in texts)
     sums = Calibration(out, made_of, datasets, work.chunk_size, restart=flags.force)
     n_kept, started = sums.n_chunks, time.monotonic()
     if n_kept:
@@ -93,14 +97,12 @@ def _output(model: Path, texts: Sequence[Path], flags: CalibrateFlags) -> Path:
     out = flags.out or Path(f"{model.stem}.imatrix.gguf")
     if out.is_dir():
         raise DotsError(f"{out} is a folder", hint=f"-o {out / f'{model.stem}.imatrix.gguf'}")
-    if not out.parent.is_dir():
-        raise DotsError(f"{out.parent} is no folder", hint="create it, or choose another --output")
-    if out.exists():
-        if not flags.force:
-            raise DotsError(f"{out} exists already", hint="--force replaces it")
-        for source in (model, *texts):
-            if source.exists() and out.samefile(source):
-                raise DotsError(f"the output {out} is an input", hint="choose another --output")
+    if flags.dry_run:  # nothing is written, so nothing can be in the way
+        return out
+    check_replaceable(out)
+    if out.exists() and not flags.force:
+        raise DotsError(f"{out} exists already", hint="--force replaces it")
+    check_place(out, (out, part_of(out)), (model, *texts))
     return out
 
 
@@ -109,12 +111,15 @@ def _read(terminal: Terminal, model: Path, texts: Sequence[Path], flags: Calibra
     from dotscli.engine.vocab import vocabulary_of
 
     size = flags.ctx_size
-    tokens: list[int] = []
+    tokens = array("i")  # a list would take nine times as much
+    n_left = MAX_TEXT_NBYTES
     with vocabulary_of(model) as vocabulary:
-        for text in texts:
-            tokens += vocabulary.tokenize(
-                terminal.read_file(text), parse_special=flags.parse_special
-            )
+        for path in texts:
+            text = terminal.read_file(path)
+            n_left -= len(text)
+            if n_left < 0:
+                raise too_long("all the text together")
+            tokens.extend(vocabulary.tokenize(text, parse_special=flags.parse_special))
     n_chunks = len(tokens) // size
     if not n_chunks:
         raise DotsError(
@@ -148,8 +153,8 @@ def _collect(
 
 def _show_plan(terminal: Terminal, gguf: GgufFile, out: Path, work: Work, json: bool) -> None:
     """--dry-run. Measured are the matrices of the layers: all their weights but the norms."""
-    shapes = [t.shape for t in gguf.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
-    nbytes = sum(4 * (shape[0] + 1) * (shape[2] if len(shape) > 2 else 1) for shape in shapes)
+    measured = [t for t in gguf.tensors if t.name.startswith("blk.") and len(t.shape) > 1]
+    nbytes = sum(4 * (tensor.shape[0] + 1) * tensor.n_experts for tensor in measured)
     if json:
         terminal.json(
             {
@@ -157,14 +162,14 @@ def _show_plan(terminal: Terminal, gguf: GgufFile, out: Path, work: Work, json: 
                 "tokens": len(work.tokens),
                 "chunk_size": work.chunk_size,
                 "chunks": work.n_chunks,
-                "entries": len(shapes),
+                "entries": len(measured),
                 "bytes": nbytes,
             }
         )
         return
     terminal.write(
         f"{len(work.tokens)} tokens: {work.n_chunks} chunks of {work.chunk_size} would be read, "
-        f"{len(shapes)} tensors measured, {format_bytes(nbytes)} written to {out}. "
+        f"{len(measured)} tensors measured, {format_bytes(nbytes)} written to {out}. "
         "Nothing was written.\n"
     )
 
@@ -185,7 +190,8 @@ def _report(terminal: Terminal, out: Path, n_tokens: int, seconds: float, json: 
             }
         )
         return
-    terminal.table(COLUMNS, [_row(layer) for layer in layers], COLUMNS[:5])
+    for line in aligned(COLUMNS, [_row(layer) for layer in layers], COLUMNS[:5]):
+        terminal.note(line)
     n_thin = sum(len(layer.thin) for layer in layers)
     if n_thin:
         n_experts = sum(layer.n_experts for layer in layers)

@@ -21,6 +21,7 @@ from dotscli.conversation.answer import Answer, answer_writer, stats_line, with_
 from dotscli.conversation.conversation import Conversation, OnPrefill
 from dotscli.conversation.editor import PROMPT, PromptReader, Reader, reader_for
 from dotscli.conversation.slash import execute, gauge, parse
+from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError, ExitStatus, OutputError
 from dotscli.folders import heat_folder
@@ -145,17 +146,22 @@ def chat(
         DotsError: anything that keeps it from beginning.
     """
     options = engine_options(engine, heat_folder(terminal.environ))
-    sampling_for(sampling, {})  # values out of range are said before anything is loaded
+    # what is out of range is said before anything is loaded
+    sampling_for(sampling, {})
+    check_n_predict(answer.n_predict)
+    stop = stop_strings(answer)
     system = system_prompt(terminal, answer)
     grammar = grammar_for(terminal, answer)
     path = resolve(model, terminal)
     with open_engine(terminal, path, options) as loaded:
         conversation = Conversation(
             loaded,
-            sampling_for(sampling, loaded.metadata, grammar),
+            sampling_for(
+                sampling, loaded.metadata, grammar, lambda text: terminal.warn(f"{path}: {text}")
+            ),
             system=system,
             n_predict=answer.n_predict,
-            stop=stop_strings(answer),
+            stop=stop,
         )
         reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
         if isinstance(reader, PromptReader):

@@ -16,6 +16,18 @@ from dotscli.terminal.text import format_bytes
 from dotscli.views.tensor_groups import COLUMNS, RIGHT, Stored, table_rows, tally
 
 SHOWN_KEYS = 200  # characters of a value in the table of keys
+# What a checkpoint's numbers are called in its config.json.
+CONFIG_KEYS = {
+    "n_layers": "num_hidden_layers", "n_dense_layers": "first_k_dense_replace",
+    "n_embd": "hidden_size", "n_ff": "intermediate_size", "n_ff_expert": "moe_intermediate_size",
+    "n_heads": "num_attention_heads", "head_dim": "head_dim", "n_experts": "n_routed_experts",
+    "n_experts_used": "num_experts_per_tok", "n_shared_experts": "n_shared_experts",
+    "expert_groups": "n_group", "expert_groups_used": "topk_group",
+    "expert_scale": "routed_scaling_factor", "expert_norm": "norm_topk_prob",
+    "vocab_size": "vocab_size", "n_ctx_train": "max_position_embeddings",
+    "rms_eps": "rms_norm_eps", "rope_theta": "rope_theta", "bos_id": "bos_token_id",
+    "eos_ids": "eos_token_id", "pad_id": "pad_token_id",
+}  # fmt: skip
 
 
 def inspect(terminal: Terminal, path: Path, as_json: bool) -> None:
@@ -44,6 +56,12 @@ def inspect(terminal: Terminal, path: Path, as_json: bool) -> None:
         )
         return
     terminal.write(f"{path}: {facts['kind']}\n")
+    if path.is_dir() or path.name == "config.json":
+        facts["model"] = {
+            key: facts["model"][name]
+            for name, key in CONFIG_KEYS.items()
+            if facts["model"].get(name) not in (None, ())
+        }
     for title in ("model", "tokenizer", "general"):
         values = facts.get(title)
         if isinstance(values, Mapping) and values:
@@ -95,8 +113,7 @@ def checkpoint_facts(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
         facts["shards"] = len(shards.paths)
         for spec in shards.specs(model):
             source = spec.sources[0]
-            n_rows = spec.n_elements // spec.shape[-1]
-            nbytes = n_rows * shards.row_nbytes(source.name)
+            nbytes = spec.n_rows * shards.row_nbytes(source.name)
             stored.append(Stored(spec.name, shards.dtype(source.name), nbytes, spec.n_elements))
         shards.close()
     facts["notes"].append(

@@ -21,6 +21,7 @@ from dotscli.commands.settings import (
 )
 from dotscli.conversation.answer import Answer, answer_json, answer_writer, stats_line, with_prefill
 from dotscli.conversation.conversation import Message, OnPrefill, encode
+from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import ExitStatus, usage
 from dotscli.folders import heat_folder
@@ -80,7 +81,10 @@ def prompt(terminal: Terminal, request: Request) -> int:
         DotsError: anything that keeps it from being answered.
     """
     options = engine_options(request.engine, heat_folder(terminal.environ))
-    sampling_for(request.sampling, {})  # values out of range are said before anything is loaded
+    # what is out of range is said before anything is loaded
+    sampling_for(request.sampling, {})
+    check_n_predict(request.answer.n_predict)
+    stop = stop_strings(request.answer)
     system = system_prompt(terminal, request.answer)
     if request.raw and system:
         raise usage("--no-template and --system exclude each other", "put all of it into the text")
@@ -89,7 +93,12 @@ def prompt(terminal: Terminal, request: Request) -> int:
     path = resolve(request.model, terminal)
 
     with open_engine(terminal, path, options) as engine:
-        sampling = sampling_for(request.sampling, engine.metadata, grammar).with_seed()
+        sampling = sampling_for(
+            request.sampling,
+            engine.metadata,
+            grammar,
+            lambda text: terminal.warn(f"{path}: {text}"),
+        ).with_seed()
         if request.raw:
             tokens = engine.tokenize(asked, parse_special=True)
         else:
@@ -102,7 +111,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 tokens,
                 sampling,
                 n_predict=request.answer.n_predict,
-                stop=stop_strings(request.answer),
+                stop=stop,
                 on_prefill=on_prefill,
             )
 

@@ -6,11 +6,12 @@ here), then the model's metadata, then llama.cpp's default.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dotscli.engine.sampling import Sampling
+from dotscli.engine.sampling import Sampling, in_range, range_text
+from dotscli.engine.stream import check_stop
 from dotscli.errors import usage
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.engine import EngineFlags
@@ -45,9 +46,10 @@ def engine_options(flags: EngineFlags, heat_folder: Path) -> EngineOptions:
     if flags.n_gpu_layers == "all":
         layers = 1 << 15
     elif flags.n_gpu_layers != "auto":
-        if not flags.n_gpu_layers.isdecimal():
+        if not flags.n_gpu_layers.isdecimal() or len(flags.n_gpu_layers) > 9:
             raise usage(
-                f"--n-gpu-layers is {flags.n_gpu_layers!r}", "give a number of layers, all or auto"
+                f"--n-gpu-layers is {flags.n_gpu_layers[:40]!r}",
+                "give a number of layers, all or auto",
             )
         layers = int(flags.n_gpu_layers)
     return EngineOptions(
@@ -97,27 +99,48 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
 
 
 def sampling_for(
-    flags: SamplingFlags, metadata: Mapping[str, str], grammar: str | None = None
+    flags: SamplingFlags,
+    metadata: Mapping[str, str],
+    grammar: str | None = None,
+    warn: Callable[[str], None] = lambda _text: None,
 ) -> Sampling:
     """The settings that hold for a model.
+
+    Args:
+        flags: what the user wants.
+        metadata: of the model; what it recommends outside of a setting's range is left out.
+        grammar: GBNF.
+        warn: gets a sentence for each recommendation that was left out.
 
     Raises:
         DotsError: a value out of its range (exit status 2).
     """
     values: dict[str, float | int] = {}
-    for name, key in METADATA_KEYS.items():
-        if key in metadata:
-            try:
-                number = float(
-                    f"{float(metadata[key]):.6g}"
-                )  # stored as float32: 0.8, not 0.80000001
-                values[name] = int(number) if name in INTEGERS else number
-            except (ValueError, OverflowError):
-                continue  # advice that can't be read is no advice
     for name in (*METADATA_KEYS, "presence_penalty", "frequency_penalty", "seed"):
         if (given := getattr(flags, name)) is not None:
             values[name] = given
+    for name, key in METADATA_KEYS.items():
+        if key in metadata and name not in values:
+            advised = _advised(name, metadata[key])
+            if advised is not None:
+                values[name] = advised
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            warn(
+                f"{key} is {metadata[key][:40]}, not {range_text(name)}: left out, "
+                f"{flag} is {getattr(Sampling, name):g}"
+            )
     return Sampling(**values, grammar=grammar)  # type: ignore[arg-type]  # checked by Sampling
+
+
+def _advised(name: str, text: str) -> float | int | None:
+    """A recommended value, None if it is no number or outside of its range."""
+    try:
+        number = float(f"{float(text):.6g}")  # stored as float32: 0.8, not 0.80000001
+        value = int(number) if name in INTEGERS else number
+    except (ValueError, OverflowError):
+        return None
+    return value if in_range(name, value) else None
 
 
 def system_prompt(terminal: Terminal, flags: AnswerFlags) -> str:
@@ -130,15 +153,22 @@ def system_prompt(terminal: Terminal, flags: AnswerFlags) -> str:
 
 
 def stop_strings(flags: AnswerFlags) -> tuple[str, ...]:
-    """The texts that end an answer."""
-    return tuple(argument(text) for text in flags.stop or ())
+    """The texts that end an answer.
+
+    Raises:
+        DotsError: one that can't be one (exit status 2).
+    """
+    stop = tuple(argument(text) for text in flags.stop or ())
+    check_stop(stop)
+    return stop
 
 
 def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
     """The GBNF that the answer must follow, from whichever option gives one.
 
     Raises:
-        DotsError: two of them, a file that can't be read, or a schema that can't be used.
+        DotsError: two of them, a file that can't be read, or a grammar or schema that can't be
+            used.
     """
     given = [
         name
@@ -149,9 +179,9 @@ def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
         first, second = (name.replace("_", "-") for name in given[:2])
         raise usage(f"--{first} and --{second} exclude each other", "give one of them")
     if flags.grammar_file is not None:
-        return terminal.read_file(flags.grammar_file)
+        return _checked_grammar(terminal.read_file(flags.grammar_file))
     if flags.grammar is not None:
-        return argument(flags.grammar)
+        return _checked_grammar(argument(flags.grammar))
     schema = None if flags.json_schema is None else argument(flags.json_schema)
     if flags.json_schema_file is not None:
         schema = terminal.read_file(flags.json_schema_file)
@@ -160,3 +190,10 @@ def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
     from dotscli.engine import json_schema_grammar
 
     return json_schema_grammar(schema)
+
+
+def _checked_grammar(text: str) -> str:
+    from dotscli.engine import check_grammar
+
+    check_grammar(text)
+    return text

@@ -6,12 +6,13 @@ The work is done in `dotscli.quantize`; here it is put into words. Whatever diff
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dotscli.errors import ExitStatus
+from dotscli.errors import DotsError, ExitStatus
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
@@ -59,6 +60,11 @@ def verify(
     Raises:
         DotsError: the file's structure is broken, or it can't be compared.
     """
+    if path.is_dir():
+        raise DotsError(
+            f"{path} is a folder, and what is verified is a GGUF",
+            hint=f"dots verify FILE.gguf --against {shlex.quote(str(path))}",
+        )
     report = Report(str(path))
     _check(terminal, report, path, tensors, threads)
     if against is not None:
@@ -84,7 +90,7 @@ def _check(
         for event in events:
             match event:
                 case Opened():
-                    progress.total = report.checked_bytes = event.nbytes
+                    progress.total, report.checked_bytes = event.nbytes, event.hashed_nbytes
                     report.tensors, report.matrices = event.n_tensors, event.n_matrices
                     report.checksums = event.with_checksums
                 case Read():
@@ -136,7 +142,8 @@ def _write(terminal: Terminal, report: Report) -> None:
             checked += "; --against CHECKPOINT compares its bytes"
     else:
         checked = f"checksums of {format_bytes(report.checked_bytes)} compared"
-    verdict = f"{len(report.damaged)} differences" if report.damaged else "no difference found"
+    n = len(report.damaged)
+    verdict = f"{n} {'difference' if n == 1 else 'differences'}" if n else "no difference found"
     terminal.write(f"{looked}; structure sound; {checked}; {verdict}.\n")
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dotscli.engine.sampling import Sampling
+from dotscli.engine.sampling import MAX_SEED, Sampling
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError
 from dotscli.models.template import DOTS1_TEMPLATE, render, segments
@@ -122,7 +122,8 @@ class Conversation:
         if not asked:
             raise DotsError("there is no question to answer again")
         if self.sampling.seed >= 0:
-            self.sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1)
+            following = (self.sampling.seed + 1) % (MAX_SEED + 1)
+            self.sampling = dataclasses.replace(self.sampling, seed=following)
         return self._answer(self.turns[: asked[-1] + 1], on_prefill)
 
     def _answer(self, turns: list[Message], on_prefill: OnPrefill | None) -> Iterator[Piece]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from dotscli.conversation.answer import short, stats_line
 from dotscli.conversation.conversation import Conversation
-from dotscli.engine.sampling import Sampling
+from dotscli.engine.sampling import Sampling, check_n_predict
+from dotscli.engine.stream import check_stop
 from dotscli.errors import DotsError
 
 # name -> (arguments, what it does); in the order of /help.
@@ -30,7 +31,6 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 ALIASES = {"/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen"}
 LIMITS = ("n", "stop")
-MAX_PREDICT = 1 << 20  # as of --n-predict
 
 
 @dataclass(frozen=True)
@@ -149,11 +149,12 @@ def _set(conversation: Conversation, argument: str) -> Outcome:
     if not value:
         raise DotsError(f"/set {name} needs a value", hint="/show params lists the present ones")
     if name == "stop":
-        conversation.stop = () if value == "none" else (value,)
+        stop = () if value == "none" else (value,)
+        check_stop(stop)
+        conversation.stop = stop
     elif name == "n":
         n_predict = int(_number(name, value, whole=True))
-        if not -1 <= n_predict <= MAX_PREDICT:
-            raise DotsError(f"n is {value}", hint=f"give -1 (no limit) to {MAX_PREDICT}")
+        check_n_predict(n_predict)
         conversation.n_predict = n_predict
     else:
         change: Any = {name: _number(name, value, whole=isinstance(fields[name], int))}
@@ -166,7 +167,7 @@ def _number(name: str, value: str, whole: bool) -> float | int:
         return int(value) if whole else float(value)
     except ValueError:
         kind = "a whole number" if whole else "a number"
-        raise DotsError(f"{name} is {value!r}", hint=f"give {kind}") from None
+        raise DotsError(f"{name} is {value[:40]!r}", hint=f"give {kind}") from None
 
 
 def _show(conversation: Conversation, argument: str) -> Outcome:

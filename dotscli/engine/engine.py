@@ -18,17 +18,21 @@ from dotscli.engine.cpu import caveats
 from dotscli.engine.decode import Decoder
 from dotscli.engine.ending import waiting_for
 from dotscli.engine.generate import Answer, Limits
+from dotscli.engine.grammar import let_go as let_grammars_go
 from dotscli.engine.lib import llama
 from dotscli.engine.load import Loaded, load
 from dotscli.engine.log import log
 from dotscli.engine.options import EngineOptions
 from dotscli.engine.sampler import Sampler
-from dotscli.engine.sampling import Sampling
+from dotscli.engine.sampling import Sampling, check_n_predict
 from dotscli.engine.stream import Piece, Stats, TextStream
 from dotscli.engine.vocab import Vocabulary
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
+from dotscli.models.check_values import check_vectors
 from dotscli.models.gguf_file import read_gguf
+from dotscli.models.template_process import expect as expect_template
+from dotscli.models.template_process import let_go as let_template_go
 
 if TYPE_CHECKING:
     import numpy as np
@@ -88,10 +92,14 @@ class Engine:
         started = time.perf_counter()
         gguf = read_gguf(path)
         check_dots1(gguf)
+        check_vectors(gguf)
         log().listener = on_log if options.verbose else None
         if on_log is not None and options.verbose:
             for caveat in caveats():
                 on_log(caveat)
+        template = gguf.metadata.get("tokenizer.chat_template")
+        if collector is None and isinstance(template, str):
+            expect_template(template)
         with waiting_for(options.rpc):
             loaded = load(gguf, options, on_progress, on_log or (lambda _line: None), collector)
         metadata = {
@@ -138,6 +146,7 @@ class Engine:
         """
         prompt = list(tokens)
         self._check_prompt(prompt)
+        check_n_predict(n_predict)
         limits = Limits(self.n_ctx, n_predict)
         text = TextStream(stop)
         vocabulary = self.vocabulary
@@ -146,6 +155,7 @@ class Engine:
             vocabulary.handle,
             sampling.with_seed(),
             lambda: vocabulary.markup,
+            self.path,
         )
         self._end_answer()
         self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text, self.hot)
@@ -192,6 +202,8 @@ class Engine:
     def close(self) -> None:
         """Frees model and context; harmless when done twice."""
         self._end_answer()
+        let_grammars_go()
+        let_template_go()
         log().listener = None
         with waiting_for(self._loaded.workers):
             self._loaded.free()

@@ -26,6 +26,7 @@ from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_siz
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
+from dotscli.models.regular_file import check_replaceable
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
@@ -89,7 +90,7 @@ def load(
     add_rpc(options.rpc)
     log().clear()
     trace = options.hot.trace if options.hot else None
-    options, choice, reason = choose(gguf, options, warn)
+    options, choice, reason = choose(gguf, options, registered(), warn)
     if trace is not None:
         _check_trace(trace, choice)
     loaded = _loaded(gguf, options, choice, on_progress, warn, collector)
@@ -114,6 +115,7 @@ def _check_trace(path: Path, choice: HotChoice | None) -> None:
             "what is routed can be traced with hot experts only",
             hint="--hot 1M --hot-device CPU has them on any machine",
         )
+    check_replaceable(path, "--heat-trace")
     if path.exists():
         raise DotsError(f"{path} exists already", hint="name another file for the trace")
 
@@ -177,7 +179,7 @@ def _model(
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
     if may_crash_with_amx():
         params.use_extra_bufts = False
-    last = loaded.hot.overrides if loaded.hot else ()
+    last = loaded.hot.placements if loaded.hot else ()
     overrides = override_array(options, (tensor.name for tensor in gguf.tensors), last)
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
@@ -225,7 +227,7 @@ def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
     """A quantized cache works in blocks within a head; llama.cpp aborts if they do not fit."""
     head_dim = sizes_of(gguf).head_dim
     for flag, kind in (("k", options.cache_type_k), ("v", options.cache_type_v)):
-        block = CACHE_TYPES[kind][1]
+        block = CACHE_TYPES[kind].block
         if head_dim % block:
             raise DotsError(
                 f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
@@ -267,8 +269,8 @@ def _context(
         params.cb_eval = collector.callback
         params.n_outputs_max = params.n_batch  # the last layer computes only what is put out
     params.n_threads, params.n_threads_batch = options.threads()
-    params.type_k = CACHE_TYPES[options.cache_type_k][0]
-    params.type_v = CACHE_TYPES[options.cache_type_v][0]
+    params.type_k = CACHE_TYPES[options.cache_type_k].id
+    params.type_v = CACHE_TYPES[options.cache_type_v].id
     params.flash_attn_type = FLASH_ATTN[options.flash_attn]
     context = api.llama_init_from_model(model, params)
     if not context:

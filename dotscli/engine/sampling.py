@@ -8,7 +8,6 @@ generation. This module knows neither llama.cpp nor a model.
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from dataclasses import dataclass
 
@@ -16,13 +15,28 @@ from dotscli.errors import DotsError
 
 MAX_SEED = 2**32 - 2  # llama.cpp reads 2**32 - 1 as "draw one", which nobody could repeat
 MAX_COUNT = 2**31 - 1
+MIN_TEMP = 1e-4  # logits divided by less may leave float32; what it takes is the likeliest anyway
+MAX_LAST_N = 1 << 20  # tokens, the longest context; llama.cpp reserves memory for so many
+
+# Least and most of every setting; the flags are spelled like them.
+RANGES: dict[str, tuple[float, float]] = {
+    "temp": (-100.0, 100.0),
+    "top_k": (0, MAX_COUNT),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repeat_penalty": (0.01, 100.0),
+    "presence_penalty": (-100.0, 100.0),
+    "frequency_penalty": (-100.0, 100.0),
+    "repeat_last_n": (0, MAX_LAST_N),
+    "seed": (-1, MAX_SEED),
+}
 
 
 @dataclass(frozen=True)
 class Sampling:
     """Settings as llama.cpp spells them, with its defaults.
 
-    `temp` 0 (or less) takes the most likely token; `top_k` 0, `top_p` 1 and `min_p` 0 turn these
+    `temp` below 1e-4 takes the most likely token; `top_k` 0, `top_p` 1 and `min_p` 0 turn these
     steps off. `repeat_last_n` is how many of the last tokens, prompt included, the penalties look
     at. `seed` -1 stands for one that `with_seed` draws. `grammar` is GBNF the answer must follow.
 
@@ -42,20 +56,19 @@ class Sampling:
     grammar: str | None = None
 
     def __post_init__(self) -> None:
-        _check("--temp", self.temp, -math.inf, 100.0)
-        _check("--top-k", self.top_k, 0, MAX_COUNT)
-        _check("--top-p", self.top_p, 0.0, 1.0)
-        _check("--min-p", self.min_p, 0.0, 1.0)
-        _check("--repeat-penalty", self.repeat_penalty, 0.01, 100.0)
-        _check("--presence-penalty", self.presence_penalty, -100.0, 100.0)
-        _check("--frequency-penalty", self.frequency_penalty, -100.0, 100.0)
-        _check("--repeat-last-n", self.repeat_last_n, 0, MAX_COUNT)
-        _check("--seed", self.seed, -1, MAX_SEED)
+        for name in RANGES:
+            value = getattr(self, name)
+            if not in_range(name, value):
+                raise DotsError(
+                    f"--{name.replace('_', '-')} is {shown(value)}",
+                    hint=f"give a number {range_text(name)}",
+                    exit_status=2,
+                )
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, so that the seed does not matter."""
-        return self.temp <= 0
+        return self.temp < MIN_TEMP
 
     @property
     def penalizes(self) -> bool:
@@ -101,7 +114,34 @@ class Sampling:
         return (*steps, ("temp", self.temp), ("dist", self.with_seed().seed))
 
 
-def _check(flag: str, value: float, low: float, high: float) -> None:
-    if math.isnan(value) or not low <= value <= high:
-        shown = f"between {low:g} and {high:g}" if math.isfinite(low) else f"at most {high:g}"
-        raise DotsError(f"{flag} is {value:g}", hint=f"give a number {shown}", exit_status=2)
+def in_range(name: str, value: float) -> bool:
+    """Whether a setting may have this value; NaN never."""
+    low, high = RANGES[name]
+    return bool(low <= value <= high)
+
+
+def range_text(name: str) -> str:
+    """`between 0 and 1`."""
+    low, high = RANGES[name]
+    return f"between {low:.10g} and {high:.10g}"
+
+
+def shown(value: float) -> str:
+    """A number as an error shows it, without the hundreds of digits that it may have."""
+    if isinstance(value, int) and abs(value) >= 10**20:
+        return "more than 1e20" if value > 0 else "less than -1e20"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def check_n_predict(value: int) -> None:
+    """Refuses what can't be meant by -n: -1 is no limit, 0 reads the prompt and answers nothing.
+
+    Raises:
+        DotsError: exit status 2.
+    """
+    if not -1 <= value <= MAX_COUNT:
+        raise DotsError(
+            f"--n-predict is {shown(value)}",
+            hint=f"give a number of tokens up to {MAX_COUNT}, or -1 for no limit",
+            exit_status=2,
+        )

@@ -11,7 +11,10 @@ import codecs
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dotscli.errors import DotsError
+from dotscli.errors import DotsError, ExitStatus
+
+MAX_STOPS = 64
+MAX_STOP = 1024  # characters; every piece of an answer is compared with all beginnings of it
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,24 @@ class Piece:
     stats: Stats | None = None
 
 
+def check_stop(stop: Sequence[str]) -> None:
+    """Refuses stop strings that end every answer, or that cost more than the answer.
+
+    Raises:
+        DotsError: an empty one, a long one, or many (exit status 2).
+    """
+    if "" in stop:
+        raise DotsError(
+            "--stop: a stop string is empty", "give at least one character", ExitStatus.USAGE
+        )
+    if len(stop) > MAX_STOPS or any(len(text) > MAX_STOP for text in stop):
+        raise DotsError(
+            f"--stop: {len(stop)} texts, the longest of {max(map(len, stop))} characters",
+            hint=f"give at most {MAX_STOPS} of at most {MAX_STOP} characters",
+            exit_status=ExitStatus.USAGE,
+        )
+
+
 class TextStream:
     """Incremental UTF-8 decoding with stop strings.
 
@@ -116,10 +137,9 @@ class TextStream:
             stop: strings that end the answer and are not part of it.
 
         Raises:
-            DotsError: one of them is empty.
+            DotsError: as `check_stop`.
         """
-        if "" in stop:
-            raise DotsError("a stop string is empty", hint="give at least one character")
+        check_stop(stop)
         self._stop = tuple(dict.fromkeys(stop))
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""

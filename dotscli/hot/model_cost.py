@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
-from dotscli.models.gguf_type import WEIGHT_TYPES
+from dotscli.models.gguf_type import BY_NAME
 
 # Tokens that are computed at once, and rows of logits that a batch may ask for, as the engine sets.
 UBATCH = 512
@@ -23,7 +23,6 @@ STAGED_TENSORS = 2
 
 _BLOCK = re.compile(r"blk\.(\d+)\.(.+)")
 _EXPERTS = re.compile(r"ffn_(gate|up|down)_exps\.weight")
-_TYPES = {kind.name.lower(): kind for kind in WEIGHT_TYPES.values()}
 
 
 @dataclass(frozen=True)
@@ -127,15 +126,16 @@ class ModelCost:
         mask = UBATCH * 2 * n_ctx
         logits = OUTPUTS * 4 * self.vocab_size
         widened = sum(
-            2 * n_ctx * self.kv_width for kind in (type_k, type_v) if _TYPES[kind].block > 1
+            2 * n_ctx * self.kv_width
+            for kind in (type_k, type_v)
+            if BY_NAME[kind.upper()].quantized
         )
         return max(activations, logits) + mask + widened + self.staged_nbytes
 
 
 def row_nbytes(kind: str, n_elements: int) -> int:
     """Bytes of a row in a type named as in `f16` or `q8_0`, in whole blocks."""
-    found = _TYPES[kind]
-    return -(-n_elements // found.block) * found.nbytes
+    return BY_NAME[kind.upper()].row_nbytes(n_elements)
 
 
 def model_cost(
@@ -206,10 +206,7 @@ def file_cost(gguf: GgufFile) -> ModelCost:
     assert isinstance(used, int)
     assert isinstance(trained, int)
     return model_cost(
-        (
-            TensorCost(t.name, t.type_name, t.nbytes, t.shape[2] if len(t.shape) > 2 else 1)
-            for t in gguf.tensors
-        ),
+        (TensorCost(t.name, t.type_name, t.nbytes, t.n_experts) for t in gguf.tensors),
         n_experts_used=used,
         n_ctx_train=trained,
         n_embd=sizes.n_embd,

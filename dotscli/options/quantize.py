@@ -22,7 +22,7 @@ from dotscli.options.shared import (
 from dotscli.options.sizes import parse_size
 
 if TYPE_CHECKING:
-    from dotscli.quantize.fit.knapsack import Budget
+    from dotscli.quantize.request import Budget
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class QuantizeFlags:
             DotsError: more than one of --type, --bpw and --size, or a --bpw that is no number of
                 bits.
         """
-        from dotscli.quantize.fit.knapsack import Budget
+        from dotscli.quantize.request import Budget
 
         if [self.type, self.bpw, self.size].count(None) < 2:
             raise DotsError(

@@ -30,7 +30,7 @@ def parse_size(text: str) -> int:
     """
     nbytes = size_of(str(text))
     if nbytes is None:
-        raise NoSizeError(f"{text!r} is not a size such as 512M, 24G or 48GiB", "24G")
+        raise NoSizeError(f"{str(text)[:40]!r} is not a size such as 512M, 24G or 48GiB", "24G")
     if suggestion := bare(str(text)):
         raise NoSizeError(f"{text} without a unit is {text} bytes", suggestion)
     return nbytes
@@ -42,7 +42,8 @@ def size_of(text: str) -> int | None:
     if match is None:
         return None
     power = ("", "K", "M", "G", "T").index(match[2].upper())
-    return int(float(match[1]) * 1024**power)
+    nbytes = float(match[1]) * 1024**power
+    return int(nbytes) if nbytes < 2**63 else None
 
 
 def bare(text: str) -> str:

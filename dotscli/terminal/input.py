@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, TextIO
 
 from dotscli.errors import DotsError
-
-WAIT_NOTE_S = 2.0  # after this long without an end of the input, say what is being waited for
-MAX_TEXT_NBYTES = 1 << 28  # a model reads 1 M tokens at most; texts to calibrate on are longer
+from dotscli.terminal.reading import (
+    MAX_TEXT_NBYTES,
+    noted_wait,
+    read_bounded,
+    read_named,
+    too_long,
+)
 
 
 class Input:
@@ -43,23 +46,6 @@ class Input:
         """Text on stderr as it is."""
         raise NotImplementedError
 
-    @contextmanager
-    def reminding(self, text: str) -> Iterator[None]:
-        """A block that may wait for somebody: a note says so after two seconds."""
-        done = threading.Event()
-
-        def remind() -> None:
-            if not done.wait(WAIT_NOTE_S):
-                self.note(text)
-
-        reminder = threading.Thread(target=remind, daemon=True)
-        reminder.start()
-        try:
-            yield
-        finally:
-            done.set()
-            reminder.join()
-
     def read_stdin(self) -> str:
         """All of stdin as text; if nobody ends it, a note says after two seconds what is awaited.
 
@@ -67,10 +53,11 @@ class Input:
             DotsError: it is binary, or without an end.
         """
         raw = getattr(self.stdin, "buffer", None)
-        with self.reminding("waiting for the end of stdin; `< /dev/null` gives none"):
-            if raw is None:
-                return self.decode(self.stdin.read().encode("utf-8", "replace"), "stdin")
-            data = _bounded(raw, "stdin")
+        with noted_wait(self.note, "waiting for the end of stdin; `< /dev/null` gives none"):
+            if raw is not None:
+                data = read_bounded(raw, "stdin")
+            else:
+                data = self.stdin.read().encode("utf-8", "replace")
         return self.decode(data, "stdin")
 
     def lines(self, prompt: str = "") -> Iterator[str]:
@@ -79,9 +66,11 @@ class Input:
         while True:
             if prompt and not self.quiet:
                 self.put_err(prompt)
-            line = raw.readline()
+            line = raw.readline(MAX_TEXT_NBYTES + 1)
             if not line:
                 return
+            if len(line) > MAX_TEXT_NBYTES:
+                raise too_long("a line of stdin")
             text = line if isinstance(line, str) else self.decode(line, "stdin")
             yield text.removesuffix("\n").removesuffix("\r")
 
@@ -134,16 +123,7 @@ class Input:
         Raises:
             DotsError: it can't be read, it is binary, or longer than any text.
         """
-        waiting = f"waiting for the end of {path}, which is not a regular file"
-        try:
-            with (
-                nullcontext() if path.is_file() else self.reminding(waiting),
-                path.open("rb") as file,
-            ):
-                data = _bounded(file, str(path))
-        except OSError as error:
-            raise DotsError(f"{path} can't be read: {error.strerror or error}") from error
-        return self.decode(data, str(path))
+        return self.decode(read_named(path, self.note), str(path))
 
 
 @contextmanager
@@ -165,19 +145,3 @@ def _suspending(before: Callable[[], None], after: Callable[[], None]) -> Iterat
         yield
     finally:
         signal.signal(signal.SIGTSTP, previous)
-
-
-def _bounded(file: BinaryIO, name: str) -> bytes:
-    """All there is in a stream.
-
-    Raises:
-        DotsError: more than any text has.
-    """
-    found = os.fstat(file.fileno())
-    too_long = stat.S_ISREG(found.st_mode) and found.st_size > MAX_TEXT_NBYTES
-    data = b"" if too_long else file.read(MAX_TEXT_NBYTES + 1)
-    if too_long or len(data) > MAX_TEXT_NBYTES:
-        raise DotsError(
-            f"{name} has more than {MAX_TEXT_NBYTES >> 20} MiB", hint="give a part of it"
-        )
-    return data

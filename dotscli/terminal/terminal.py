@@ -19,7 +19,7 @@ from dotscli.terminal.descriptors import open_closed, to_nowhere
 from dotscli.terminal.input import Input
 from dotscli.terminal.progress import NoProgress, Progress
 from dotscli.terminal.rich_text import table_text
-from dotscli.terminal.text import COLOUR, aligned, printable, wrapped
+from dotscli.terminal.text import COLOUR, NAMES, aligned, printable, wrapped
 
 
 class Terminal(Input):
@@ -57,7 +57,7 @@ class Terminal(Input):
     def system(cls) -> Terminal:
         """The process's own streams: UTF-8 whatever the locale, newlines as they are."""
         open_closed()
-        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, "replace"), (sys.stderr, None)):
+        for stream, errors in ((sys.stdin, "replace"), (sys.stdout, NAMES), (sys.stderr, None)):
             reconfigure = getattr(stream, "reconfigure", None)
             if reconfigure is not None:
                 reconfigure(encoding="utf-8", errors=errors or "backslashreplace", newline="")
@@ -132,9 +132,9 @@ class Terminal(Input):
             self._at_line_start = False
 
     def json(self, value: object) -> None:
-        """One JSON document."""
+        """One JSON document; what is no UTF-8 in a file name becomes JSON's escapes."""
         text = json.dumps(value, ensure_ascii=False, indent=2 if self.stdout_is_tty else None)
-        self.write(text + "\n")
+        self.write(text.encode("utf-8", "backslashreplace").decode("utf-8") + "\n")
 
     def table(
         self, columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = ()

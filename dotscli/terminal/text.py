@@ -5,6 +5,7 @@ Pure functions; they know no stream.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 from collections.abc import Sequence
@@ -20,6 +21,20 @@ _INERT |= dict.fromkeys(range(0x80, 0xA0), 0xFFFD)
 _INERT |= dict.fromkeys([*range(0x202A, 0x202F), *range(0x2066, 0x206A), ord("\r")])
 _INERT |= {0x7F: 0x2421}
 del _INERT[ord("\n")], _INERT[ord("\t")]
+
+
+NAMES = "dots-names"
+
+
+def _bytes_of_names(error: UnicodeError) -> tuple[bytes, int]:
+    """Handles encoding errors: file names keep the bytes they have, be they UTF-8 or not."""
+    assert isinstance(error, UnicodeEncodeError)
+    text = error.object[error.start : error.end]
+    of_a_name = all("\udc80" <= character <= "\udcff" for character in text)
+    return os.fsencode(text) if of_a_name else b"?" * len(text), error.end
+
+
+codecs.register_error(NAMES, _bytes_of_names)
 
 
 def printable(text: str) -> str:

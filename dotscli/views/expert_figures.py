@@ -68,8 +68,9 @@ class ProjectionErrors:
 def entropy(counts: Sequence[float]) -> float:
     """Of the shares, in bits; 0 where there are no counts."""
     total = sum(counts)
-    shares = [count / total for count in counts if count > 0] if total else []
-    return max(0.0, -sum(share * math.log2(share) for share in shares))
+    shares = [count / total for count in counts] if total else []
+    # A count may be so small against the others that its share is 0.
+    return max(0.0, -sum(share * math.log2(share) for share in shares if share > 0))
 
 
 def layer_heat(heat: Heat) -> list[LayerHeat]:

@@ -11,7 +11,8 @@ from html import escape
 from pathlib import Path
 
 from dotscli.errors import DotsError, ExitStatus
-from dotscli.quantize.output.part_file import PartFile
+from dotscli.quantize.output.part_file import check_place
+from dotscli.quantize.output.whole_file import write_whole
 from dotscli.views.expert_maps import ExpertMap, rgb
 
 _NAN = float("nan")
@@ -38,12 +39,10 @@ def write_plot(path: Path, name: str, maps: Sequence[ExpertMap], force: bool) ->
     if not maps:
         raise DotsError("there is no heat and no error to plot", hint="give --heat or --report")
     data = svg(name, maps).encode() if path.suffix == ".svg" else _png(name, maps)
-    part = PartFile(path, len(data), force=force)
-    part.check()
-    with part:
-        part.write(data, 0)
-        part.sync()
-        part.give_name()
+    check_place(path, [path], (), "--plot")
+    if path.exists() and not force:
+        raise DotsError(f"{path} exists already", hint="--force replaces it")
+    write_whole(path, [data])
 
 
 def svg(name: str, maps: Sequence[ExpertMap]) -> str:

@@ -12,8 +12,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import Sizes, TensorSpec
-from dotscli.quantize.fit.knapsack import Budget, Option, least_nbytes, most_nbytes, spend
+from dotscli.quantize.fit.knapsack import Option, least_nbytes, most_nbytes, spend
 from dotscli.quantize.fit.measure import Errors
 from dotscli.quantize.fit.sensitivity import ROLES
 from dotscli.quantize.plan import aligned, stored_nbytes
@@ -21,7 +22,7 @@ from dotscli.quantize.recipe.groups import Group, groups_of
 from dotscli.quantize.recipe.presets import Preset
 from dotscli.quantize.recipe.recipe import Override, Recipe, quantizable
 from dotscli.quantize.recipe.types_of_file import listed, place_of
-from dotscli.quantize.types import TensorType
+from dotscli.quantize.request import Budget
 
 
 @dataclass(frozen=True)

@@ -13,36 +13,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from dotscli.terminal.text import format_bytes
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most that an output may have: bits per weight over all tensors, or bytes in all files."""
-
-    bpw: float | None = None
-    nbytes: int | None = None
-
-    @property
-    def name(self) -> str:
-        """For file names and people: 4.25bpw, 70.0GiB."""
-        if self.nbytes is None:
-            return f"{self.bpw:g}bpw"
-        return format_bytes(self.nbytes).replace(" ", "")
-
-    def allowed(self, n_weights: int) -> int:
-        """Bytes, of the tensors or of the files."""
-        if self.bpw is not None:
-            return int(self.bpw * n_weights / 8)
-        assert self.nbytes is not None
-        return self.nbytes
-
-    def shown(self, nbytes: int, n_weights: int) -> str:
-        """An amount of bytes in the unit of the budget."""
-        if self.bpw is not None:
-            return f"{8 * nbytes / n_weights:.3f} bits per weight"
-        return format_bytes(nbytes)
-
 
 @dataclass(frozen=True)
 class Option:

@@ -15,26 +15,26 @@ from dataclasses import dataclass
 import numpy as np
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize.imatrix.importance import ImportanceMatrix
 from dotscli.quantize.rows.codec import BadValue, Codec
 from dotscli.quantize.rows.error import source_error
-from dotscli.quantize.source.source import Weights
+from dotscli.quantize.source.source import Source
 from dotscli.quantize.threads import in_order
-from dotscli.quantize.types import TensorType
 
 # Of every tensor: enough for errors within 1 or 2 %, little enough for a minute or two in all.
-SAMPLE_WEIGHTS = 1 << 18
+SAMPLE_SIZE = 1 << 18
 SAMPLE_PLACES = 32
 _GOLDEN = 2654435769  # 2^32 / golden ratio: multiples of it, modulo 2^32, spread evenly
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of one matrix: a source of the checkpoint, its first byte there and how many."""
+    """Some rows of one matrix: a tensor of the checkpoint, its first byte there and how many."""
 
     expert: int
-    source: str
+    source_tensor: str
     start: int
     nbytes: int
 
@@ -51,13 +51,12 @@ Errors = dict[str, dict[TensorType, float]]  # by GGUF name and type
 _Work = tuple[TensorSpec, Sequence[TensorType], list[Piece]]
 
 
-def sample(spec: TensorSpec, stored: Weights) -> list[Piece]:
+def sample(spec: TensorSpec, source: Source) -> list[Piece]:
     """Rows of a matrix or of a stack, spread over its experts and rows; all of a small one."""
-    n_rows, n_columns = spec.shape[-2:]
-    stacked = len(spec.sources) == 1
-    n_places = min(SAMPLE_PLACES, spec.n_experts * n_rows)
-    rows_per_place = max(1, SAMPLE_WEIGHTS // (n_places * n_columns))
-    if spec.n_experts * n_rows <= n_places * rows_per_place:
+    n_rows = spec.matrix_rows
+    n_places = min(SAMPLE_PLACES, spec.n_rows)
+    rows_per_place = max(1, SAMPLE_SIZE // (n_places * spec.n_columns))
+    if spec.n_rows <= n_places * rows_per_place:
         places = [(expert, 0, n_rows) for expert in range(spec.n_experts)]
     else:
         n = min(rows_per_place, n_rows)
@@ -67,12 +66,9 @@ def sample(spec: TensorSpec, stored: Weights) -> list[Piece]:
         ]
     pieces = []
     for expert, row, n in dict.fromkeys(places):
-        source = spec.sources[0 if stacked else expert]
-        row_nbytes = stored.row_nbytes(source.name)
-        first = (expert * source.shape[-2] if stacked else 0) + (
-            source.rows[0] if source.rows else 0
-        )
-        pieces.append(Piece(expert, source.name, (first + row) * row_nbytes, n * row_nbytes))
+        part, first = spec.source_of(expert)
+        row_nbytes = source.row_nbytes(part.name)
+        pieces.append(Piece(expert, part.name, (first + row) * row_nbytes, n * row_nbytes))
     return pieces
 
 
@@ -83,7 +79,7 @@ def _spread(place: int, n: int) -> int:
 
 def measure(
     wanted: Sequence[tuple[TensorSpec, Sequence[TensorType]]],
-    stored: Weights,
+    source: Source,
     importance: ImportanceMatrix | None,
     threads: int,
 ) -> Generator[Measuring, None, Errors]:
@@ -96,7 +92,7 @@ def measure(
         DotsError: a weight that is not finite or too large.
     """
     local = threading.local()
-    work = [(spec, kinds, sample(spec, stored)) for spec, kinds in wanted]
+    work = [(spec, kinds, sample(spec, source)) for spec, kinds in wanted]
     total = sum(piece.nbytes for _, _, pieces in work for piece in pieces)
 
     def run(item: _Work) -> tuple[str, dict[TensorType, float]]:
@@ -104,10 +100,10 @@ def measure(
             local.codec = Codec()
         spec = item[0]
         try:
-            return spec.name, _errors(local.codec, item, stored, importance)
+            return spec.name, _errors(local.codec, item, source, importance)
         except BadValue as bad:
             raise DotsError(
-                f"{stored.origin}: {spec.name} holds {bad.value:g}, which can't be quantized",
+                f"{source.origin}: {spec.name} holds {bad.value:g}, which can't be quantized",
                 hint="the checkpoint is damaged; quantizing with --type says where",
             ) from None
 
@@ -121,24 +117,23 @@ def measure(
 
 
 def _errors(
-    codec: Codec, work: _Work, stored: Weights, importance: ImportanceMatrix | None
+    codec: Codec, work: _Work, source: Source, importance: ImportanceMatrix | None
 ) -> dict[TensorType, float]:
     """Of one tensor; a tensor of zeros has none."""
     spec, kinds, pieces = work
-    n_columns = spec.shape[-1]
+    n_columns = spec.n_columns
     entry = None if importance is None else importance.entries.get(spec.name)
     counts = np.ones(spec.n_experts) if entry is None or not entry.counts.any() else entry.counts
     error, power = dict.fromkeys(kinds, 0.0), dict.fromkeys(kinds, 0.0)
     for piece in pieces:
         columns = None if importance is None else importance.row(spec.name, piece.expert)
         count = float(counts[piece.expert])
-        weights = stored.floats(piece.source, piece.start, piece.nbytes)
-        source, n_rows = weights.data.cast("B"), weights.size // n_columns
+        weights = source.floats(piece.source_tensor, piece.start, piece.nbytes)
+        floats, n_rows = weights.data.cast("B"), weights.size // n_columns
         for kind in kinds:
             made = np.empty(n_rows * kind.row_nbytes(n_columns), np.uint8)
-            codec.encode(source, "F32", n_columns, kind, made, columns)
-            sums = source_error(kind, source, "F32", n_columns, made, columns)
+            codec.encode(floats, "F32", n_columns, kind, made, columns)
+            sums = source_error(kind, floats, "F32", n_columns, made, columns)
             error[kind] += count * sums[0]
             power[kind] += count * sums[1]
-        stored.give_back(piece.source, piece.start, piece.nbytes)
     return {kind: error[kind] / power[kind] if power[kind] else 0.0 for kind in kinds}

@@ -2,9 +2,10 @@
 
 The harm is taken to be the sum over tensors of sensitivity times relative squared error: perplexity
 grows so while errors are small (the linearity theorem of Malinovskii et al., arXiv 2411.17525). The
-sensitivities are measured by bench/sensitivity.py: only the tensors of one role are quantized, and
-the KL divergence is divided by their relative error. Two small models can't say what 142 billion
-weights feel, only which roles feel more than others. This module holds figures and no rule.
+sensitivities are measured by bench/quality/sensitivity.py: only the tensors of one role are
+quantized, and the KL divergence is divided by their relative error. Two small models can't say what
+142 billion weights feel, only which roles feel more than others. This module holds figures and no
+rule.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.models.gguf_bytes import ByteReader, GgufArray
+from dotscli.models.gguf_bytes import ByteReader, GgufArray, shown
 from dotscli.models.gguf_file import MAX_NAME, MAX_TENSORS, GgufFile, GgufTensor, read_gguf
 from dotscli.models.gguf_type import INT32, SCALARS
 from dotscli.models.metadata import KeyValue
+from dotscli.models.regular_file import check_regular
 from dotscli.quantize.output.gguf_header import header, tensor_info
-from dotscli.quantize.output.part_file import lock_file, sync_folder, write_failed
+from dotscli.quantize.output.whole_file import write_whole
 from dotscli.quantize.plan import aligned
 from dotscli.quantize.types import F32
 
@@ -71,6 +72,7 @@ def read_imatrix(path: Path) -> ImatrixFile:
         DotsError: it is none, it ends early, has sums without counts or another type than F32, or
             values that are negative or not finite.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -90,7 +92,7 @@ def write_imatrix(path: Path, content: ImatrixFile, more_keys: Sequence[KeyValue
     The order of keys and tensors, and a last dimension of 1 left out, are those of llama-imatrix.
 
     Raises:
-        DotsError: the disk is full or another failure; another process is writing it.
+        DotsError: the disk is full, or another failure of the file system.
     """
     keys = [
         KeyValue("general.type", "str", "imatrix"),
@@ -107,7 +109,7 @@ def write_imatrix(path: Path, content: ImatrixFile, more_keys: Sequence[KeyValue
             raw = np.ascontiguousarray(values, "<f4")
             data.append(raw)
             offset += aligned(raw.nbytes)
-    _write_whole(path, [header(keys, infos), *(_padded(raw) for raw in data)])
+    write_whole(path, [header(keys, infos), *(_padded(raw) for raw in data)])
 
 
 def _padded(values: Floats) -> bytes:
@@ -115,33 +117,12 @@ def _padded(values: Floats) -> bytes:
     return raw + bytes(aligned(len(raw)) - len(raw))
 
 
-def _write_whole(path: Path, pieces: Iterable[bytes]) -> None:
-    new = path.with_name(path.name + ".new")
-    try:
-        fd = os.open(new, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
-        with os.fdopen(fd, "wb") as file:
-            lock_file(fd, new, new)
-            file.truncate(0)
-            try:
-                for piece in pieces:
-                    file.write(piece)
-                file.flush()
-                os.fsync(fd)
-                new.replace(path)
-            except BaseException:
-                new.unlink(missing_ok=True)
-                raise
-        sync_folder(path.parent)
-    except OSError as error:
-        raise write_failed(path, error) from None
-
-
 def _read_gguf_form(path: Path) -> ImatrixFile:
     gguf = read_gguf(path)
     kind = gguf.metadata.get("general.type")
     if kind != "imatrix":
         raise DotsError(
-            f"{path}: general.type is {kind!r}, expected 'imatrix'",
+            f"{path}: general.type is {shown(kind)}, expected 'imatrix'",
             hint="make one with: dots calibrate MODEL -f TEXT",
         )
     if len(gguf.shards) > 1:

@@ -58,7 +58,7 @@ class ImportanceMatrix:
         the same hidden state; for down equal weights, K = 4, as column j is another neuron in each
         expert, and the layer's mean makes it worse. This is the mean of a distribution after n
         observations whose prior counts for k of them; both K are where the error of the weights
-        is least on the nano model (bench/blending.py).
+        is least on the nano model (bench/quality/blending.py).
 
         Rows of zeros get ones. None if the file has nothing for the tensor.
         """
@@ -99,7 +99,7 @@ class ImportanceMatrix:
             entry = self.entries.get(spec.name)
             if entry is None or len(spec.shape) < 2:
                 continue
-            expected = (spec.n_experts, spec.shape[-1])
+            expected = (spec.n_experts, spec.n_columns)
             if entry.sums.shape != expected:
                 raise DotsError(
                     f"{self.path}: {spec.name} has measurements of {entry.sums.shape[0]} x "
@@ -181,4 +181,4 @@ def load_importance(path: Path, thin_tokens: int = THIN_TOKENS) -> ImportanceMat
 
 
 def _cut(text: str) -> str:
-    return text.encode("utf-8")[:_MAX_KEY_NBYTES].decode("utf-8", errors="ignore")
+    return text.encode("utf-8", "replace")[:_MAX_KEY_NBYTES].decode("utf-8", errors="ignore")

@@ -7,13 +7,16 @@ as never having stopped. How the sums come about is `dotscli.engine.collect`'s b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from dotscli.errors import DotsError
+from dotscli.models.regular_file import check_replaceable
 from dotscli.quantize.output.part_file import part_of
 
 if TYPE_CHECKING:
@@ -75,7 +78,8 @@ class Calibration:
         n_chunks: how many chunks are in the sums; after opening, how many an earlier run has left.
 
     Raises:
-        DotsError: an interrupted run's sums are of other things, or can't be read.
+        DotsError: an interrupted run's sums are of other things, or damaged, or what lies in their
+            place is somebody else's.
     """
 
     def __init__(
@@ -95,7 +99,7 @@ class Calibration:
         self._totals: dict[str, tuple[NDArray[np.float32], NDArray[np.int64]]] = {}
         self._saved_chunks = 0
         self._due = time.monotonic() + SAVE_S
-        if self.part.exists():
+        if self.part.exists() or self.part.is_symlink():
             self._resume(restart)
 
     def add(self, inputs: Sequence[Input]) -> None:
@@ -155,8 +159,17 @@ class Calibration:
 
         from dotscli.quantize.imatrix.file import read_imatrix
 
-        kept = read_imatrix(self.part)
-        keys = kept.keys or {}
+        check_replaceable(self.part)
+        kept: ImatrixFile | None = None
+        with contextlib.suppress(DotsError):
+            kept = read_imatrix(self.part)
+        keys = kept.keys or {} if kept else {}
+        if kept is None or not any(_PREFIX + name in keys for name in self._made_of):
+            old = self.part.with_name(self.part.name + ".old")
+            raise DotsError(
+                f"{self.part} is no interrupted run of dots calibrate, and would be overwritten",
+                hint=f"move it away: mv {shlex.quote(str(self.part))} {shlex.quote(str(old))}",
+            )
         changed = [
             name for name, value in self._made_of.items() if keys.get(_PREFIX + name) != value
         ]

@@ -55,7 +55,7 @@ def _key(values: Sequence[int]) -> KeyValue:
 
 def tensor_checksums(read: Read, index: int, tensor: TensorPlan) -> tuple[int, ...]:
     """Of every matrix of a tensor that is written."""
-    nbytes = tensor.nbytes // tensor.spec.n_experts
+    nbytes = tensor.matrix_nbytes
     return tuple(
         matrix_checksum(read, index, expert * nbytes, nbytes)
         for expert in range(tensor.spec.n_experts)
@@ -87,7 +87,7 @@ class Sums:
     def written(self, index: int, expert: int, data: memoryview) -> None:
         """Some bytes of a matrix are in the file."""
         tensor = self._tensors[index]
-        nbytes = tensor.nbytes // tensor.spec.n_experts
+        nbytes = tensor.matrix_nbytes
         if len(data) == nbytes:
             self._sums[index, expert] = checksum([data])
             return

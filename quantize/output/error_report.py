@@ -15,7 +15,8 @@ from pathlib import Path
 from dotscli.errors import DotsError
 from dotscli.models.json_file import read_object
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.output.part_file import PartFile
+from dotscli.quantize.output.part_file import check_place
+from dotscli.quantize.output.whole_file import write_whole
 from dotscli.quantize.plan import Plan, TensorPlan
 from dotscli.quantize.rows.error import ErrorAndPower, relative_error
 
@@ -69,7 +70,7 @@ class ErrorReport:
         """
         if self.path.resolve() == self._out.resolve():
             raise DotsError(f"{self.path} can't be output and report", hint="--report NAME.json")
-        PartFile(self.path, 0, inputs=self._inputs).check()
+        check_place(self.path, [self.path], self._inputs, "--report")
         if self.path.exists() and not force:
             raise DotsError(f"{self.path} exists already", hint="--force replaces it")
 
@@ -112,11 +113,9 @@ class ErrorReport:
                 for index, tensor in enumerate(self._plan.tensors)
             ],
         }
-        data = (json.dumps(document, ensure_ascii=False) + "\n").encode()
-        with PartFile(self.path, len(data), force=True) as part:
-            part.write(data, 0)
-            part.sync()
-            part.give_name()
+        text = json.dumps(document, ensure_ascii=False) + "\n"
+        data = text.encode("utf-8", "backslashreplace")  # a name that is no UTF-8, as JSON escapes
+        write_whole(self.path, [data])
 
 
 def _as_json(
@@ -124,14 +123,13 @@ def _as_json(
 ) -> dict[str, object]:
     errors = [_rounded(relative_error(error, power)) for error, power in sums]
     powers = [_rounded(power) for _, power in sums]
-    stacked = len(tensor.shape) == 3
     return {
         "name": tensor.name,
         "type": tensor.type.name,
         "bytes": tensor.nbytes,
         "weighted": weighted,
-        "error": errors if stacked else errors[0],
-        "power": powers if stacked else powers[0],
+        "error": errors if tensor.spec.is_stack else errors[0],
+        "power": powers if tensor.spec.is_stack else powers[0],
     }
 
 

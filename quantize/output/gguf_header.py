@@ -2,7 +2,7 @@
 
 Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md, version 3, little-endian. The
 package gguf writes headers too, but wants the tensors in hand; here everything is known from the
-plan, and the same plan gives the same bytes. It does not write to a file.
+plan, and the same plan gives the same bytes. Its constants are used. It does not write to a file.
 """
 
 from __future__ import annotations
@@ -10,15 +10,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
+from gguf import GGUF_MAGIC, GGUF_VERSION, GGUFValueType
+
 from dotscli.errors import DotsError
-from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, VALUE_NAMES
+from dotscli.models.gguf_type import SCALARS, VALUE_NAMES
 from dotscli.models.json_file import shown
 from dotscli.models.metadata import KeyValue
 from dotscli.quantize.plan import TensorPlan, aligned
 
-VERSION = 3
-# kind -> (gguf_type, struct)
-_SCALARS = {VALUE_NAMES[number]: (number, layout) for number, layout in SCALARS.items()}
+# kind of a KeyValue -> its type in the file, and how its bytes lie there
+_SCALARS = {
+    VALUE_NAMES[number]: (GGUFValueType(number), layout) for number, layout in SCALARS.items()
+}
 
 
 def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> bytes:
@@ -32,7 +35,7 @@ def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> byte
 
 def header(keys: Sequence[KeyValue], infos: Sequence[bytes]) -> bytes:
     """The same, from lines that `tensor_info` has made."""
-    parts = [b"GGUF", struct.pack("<IQQ", VERSION, len(infos), len(keys))]
+    parts = [struct.pack("<IIQQ", GGUF_MAGIC, GGUF_VERSION, len(infos), len(keys))]
     for key in keys:
         parts.append(_string(key.key))
         parts.append(_value(key))
@@ -61,9 +64,9 @@ def tensor_info(name: str, sizes: Sequence[int], type_id: int, offset: int) -> b
 def _value(key: KeyValue) -> bytes:
     try:
         if key.kind == "str":
-            return struct.pack("<I", STRING) + _string(str(key.value))
+            return struct.pack("<I", GGUFValueType.STRING) + _string(str(key.value))
         if key.kind.startswith("arr["):
-            return struct.pack("<I", ARRAY) + _array(key)
+            return struct.pack("<I", GGUFValueType.ARRAY) + _array(key)
         number, layout = _SCALARS[key.kind]
         return struct.pack("<I", number) + layout.pack(key.value)
     except (struct.error, OverflowError, UnicodeEncodeError) as error:
@@ -76,7 +79,7 @@ def _array(key: KeyValue) -> bytes:
     kind = key.kind[4:-1]
     if kind == "str":
         strings = b"".join(_string(str(value)) for value in values)
-        return struct.pack("<IQ", STRING, len(values)) + strings
+        return struct.pack("<IQ", GGUFValueType.STRING, len(values)) + strings
     number, layout = _SCALARS[kind]
     return struct.pack("<IQ", number, len(values)) + struct.pack(
         f"<{len(values)}{layout.format[1:]}", *values

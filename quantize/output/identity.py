@@ -8,6 +8,7 @@ nothing and are left out. The words are shown to users when a part differs.
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from dotscli.quantize.output.gguf_header import gguf_header, tensor_infos
 from dotscli.quantize.output.layout import FileLayout
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.rows.codec import library
-from dotscli.quantize.source.source import Weights
+from dotscli.quantize.source.source import Source
 
 _BLENDING = "dots.imatrix."
 _OF_THE_RECIPE = ("general.file_type", "quantize.imatrix.", _BLENDING, "split.")
@@ -36,7 +37,7 @@ def identity(
     own = [key for key in keys if not key.key.startswith(_OF_THE_RECIPE)]
     blending = [f"{key}".encode() for key in keys if key.key.startswith(_BLENDING)]
     plan = [
-        text for file in files for text in (file.path.name.encode(), tensor_infos(file.tensors))
+        text for file in files for text in (os.fsencode(file.path.name), tensor_infos(file.tensors))
     ]
     return {
         "the recipe": _hash(plan),
@@ -46,19 +47,19 @@ def identity(
     }
 
 
-def sources(plan: Plan, weights: Weights) -> tuple[str, ...]:
+def sources(plan: Plan, source: Source) -> tuple[str, ...]:
     """For every tensor of the plan a hash of what it is made from."""
-    files = {path: _stat(path) for path in weights.paths}
+    files = {path: _stat(path) for path in source.paths}
     found = []
     for tensor in plan.tensors:
-        own = [place for source in tensor.spec.sources for place in weights.places(source.name)]
+        own = [place for part in tensor.spec.sources for place in source.places(part.name)]
         found.append(_hash(files[path] + entry.encode() for path, entry in own))
     return tuple(found)
 
 
 def _stat(path: Path) -> bytes:
     status = path.stat()
-    return f"{path.name} {status.st_size} {status.st_mtime_ns}".encode()
+    return os.fsencode(path.name) + f" {status.st_size} {status.st_mtime_ns}".encode()
 
 
 def _hash(pieces: Iterable[bytes]) -> str:

@@ -1,19 +1,17 @@
 """Journal: which tensors of an unfinished output are on the disk, so that the work can go on.
 
 It lies beside the part as NAME.part.journal: one line for what the output depends on, one for every
-finished tensor with its checksums and, where they are measured, its errors; each line has a
-checksum of its own, so that a torn or damaged end is noticed and left away. A line is written only
-after its tensor is synced. A sync for every small tensor would cost more than the tensors, so they
-are synced together: a second after the last sync, or SYNC_SHARE times as long as that took, but
-within half a minute. The journal's lock keeps a second run from the same output. It does not look
-at the tensors.
+finished tensor with its checksums and, where they are measured, its errors. A torn or damaged end
+is noticed and left away. A line that is whole and makes no sense is an error, as is a file that
+doesn't begin like a journal: that may be somebody else's. A line is written only after its tensor
+is synced. A sync for every small tensor would cost more than the tensors, so they are synced
+together: a second after the last sync, or SYNC_SHARE times as long as that took, but within half a
+minute. The journal's lock keeps a second run from the same output. It does not look at the tensors.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -21,6 +19,8 @@ from pathlib import Path
 from types import TracebackType
 
 from dotscli.errors import DotsError
+from dotscli.models.regular_file import check_replaceable
+from dotscli.quantize.output.journal_lines import TensorLine, begins, line, read_lines
 from dotscli.quantize.output.output import Output
 from dotscli.quantize.output.part_file import (
     journal_of,
@@ -35,7 +35,6 @@ SYNC_S = 1.0
 SYNC_SHARE = 20.0
 MAX_SYNC_S = 30.0
 _FORMAT = 1
-_MAX_NBYTES = 1 << 28
 _NAMING = "naming"
 
 
@@ -47,8 +46,10 @@ class Journal:
         identity: what every tensor depends on, in words, with a hash of each.
         sources: for every tensor of the plan a hash of what it is made from.
         n_matrices: how many checksums every tensor of the plan has.
+        restart: don't look at what an earlier run has left; nothing in it can be wrong then.
 
     Attributes:
+        is_ours: whether what lay there began like a journal.
         kept: the checksums of every tensor that an earlier run finished, by index in the plan.
         errors: the error sums of their matrices, as far as that run has measured them.
         naming: whether that run had begun to give the files their names.
@@ -61,8 +62,10 @@ class Journal:
         identity: Mapping[str, str],
         sources: Sequence[str],
         n_matrices: Sequence[int],
+        restart: bool = False,
     ) -> None:
         self.path = journal_of(out)
+        self.is_ours = False
         self.kept: dict[int, tuple[int, ...]] = {}
         self.errors: dict[int, tuple[ErrorAndPower, ...]] = {}
         self.naming = False
@@ -71,6 +74,7 @@ class Journal:
         self._identity = dict(identity)
         self._sources = sources
         self._n_matrices = n_matrices
+        self._restart = restart
         self._stale: set[int] = set()
         self._good_nbytes = 0
         self._stays = False
@@ -82,16 +86,20 @@ class Journal:
         """Open, lock and read it.
 
         Raises:
-            DotsError: another process has it, or the file system failed.
+            DotsError: another process has it, it can't be used, or the file system failed.
         """
+        check_replaceable(self.path)
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         try:
             self._fd = os.open(self.path, flags, 0o666)
             lock_file(self._fd, self.path, self._part)
             size = os.fstat(self._fd).st_size
             self._stays = size > 0
-            if size:
-                self._read(os.pread(self._fd, min(size, _MAX_NBYTES), 0))
+            self.is_ours = begins(self._fd)
+            if size and not self._restart:
+                if not self.is_ours:
+                    raise self._unusable("does not begin like a journal of dots")
+                self._read()
         except OSError as error:
             self._close()
             raise write_failed(self.path, error) from None
@@ -113,8 +121,7 @@ class Journal:
         finally:
             self._close()
 
-    def forget(self) -> None:
-        """Don't go on with an earlier run's work."""
+    def _forget(self) -> None:
         self.kept, self.errors, self.naming = {}, {}, False
         self.notice, self._good_nbytes = "", 0
 
@@ -125,7 +132,7 @@ class Journal:
             DotsError: the file system failed.
         """
         if self.kept and output.fresh:
-            self.forget()
+            self._forget()
             self.notice = f"{self._part} is gone: starting anew"
         try:
             os.ftruncate(self._fd, self._good_nbytes if self.kept else 0)
@@ -135,7 +142,7 @@ class Journal:
             self._stays = False
             output.keep(False)
             output.clear()
-            self._append([_line({"format": _FORMAT, "identity": self._identity})])
+            self._append([line({"format": _FORMAT, "identity": self._identity})])
             sync_folder(self.path.parent)
         except OSError as error:
             raise write_failed(self.path, error) from None
@@ -152,11 +159,9 @@ class Journal:
         Raises:
             DotsError: the file system failed.
         """
-        sums = [f"{value:016x}" for value in checksums]
-        line: dict[str, object] = {"tensor": index, "from": self._sources[index], "sums": sums}
-        if errors is not None:
-            line["errors"] = errors
-        self._pending.append(_line(line))
+        errors = () if errors is None else tuple(errors)
+        made = TensorLine(index, self._sources[index], tuple(checksums), errors)
+        self._pending.append(made.line())
         if time.monotonic() >= self._next_sync:
             self.commit(output)
 
@@ -185,27 +190,28 @@ class Journal:
             DotsError: the file system failed.
         """
         self._stays = True
-        self._write([_line({_NAMING: True})])
+        self._write([line({_NAMING: True})])
 
     def finished(self) -> None:
         """The output has its names, and the journal goes."""
         self._stays = False
 
-    def _read(self, data: bytes) -> None:
-        position = 0
-        for raw in data.splitlines(keepends=True):
-            value = _parse(raw)
-            if value is None:
-                break
-            if position == 0:
-                self.notice = self._difference(value)
-                if self.notice:
-                    return
-            elif not self._take(value):
-                break
-            position += len(raw)
-        self._good_nbytes = position
-        if position == 0:
+    def _read(self) -> None:
+        number = 0
+        try:
+            for number, (end, value) in enumerate(read_lines(self._fd), 1):
+                if number == 1:
+                    self.notice = self._difference(value)
+                    if self.notice:
+                        return
+                elif value.get(_NAMING) is True:
+                    self.naming = True
+                else:
+                    self._take(TensorLine.read(value, self._n_matrices))
+                self._good_nbytes = end
+        except ValueError as error:
+            raise self._unusable(f"can't be used, {error} near line {number}") from None
+        if number == 0:
             self.notice = f"{self.path} is damaged: starting anew"
         elif self._stale:
             total = len(self._stale) + len(self.kept)
@@ -213,6 +219,11 @@ class Journal:
                 f"the weights changed: {len(self._stale)} of the {total} tensors kept in "
                 f"{self._part} are made again"
             )
+
+    def _unusable(self, why: str) -> DotsError:
+        return DotsError(
+            f"{self.path} {why}", hint="--restart starts anew; if the file is yours, move it away"
+        )
 
     def _difference(self, first: dict[str, object]) -> str:
         """Why the work that this line begins can't be gone on with."""
@@ -227,27 +238,18 @@ class Journal:
             "starting anew"
         )
 
-    def _take(self, value: dict[str, object]) -> bool:
-        """Note one finished tensor; whether the line makes sense for the plan."""
-        index, sums = value.get("tensor"), value.get("sums")
-        if value.get(_NAMING) is True:
-            self.naming = True
-            return True
-        if not isinstance(index, int) or not isinstance(sums, list):
-            return False
-        if not 0 <= index < len(self._n_matrices) or len(sums) != self._n_matrices[index]:
-            return False
-        if value.get("from") == self._sources[index]:
-            self.kept[index] = tuple(int(text, 16) for text in sums)
-            errors = value.get("errors")
-            if isinstance(errors, list) and len(errors) == len(sums):
-                self.errors[index] = tuple((error, power) for error, power in errors)
+    def _take(self, found: TensorLine) -> None:
+        """Note one finished tensor."""
+        index = found.index
+        if found.made_from == self._sources[index]:
+            self.kept[index] = found.sums
+            if found.errors:
+                self.errors[index] = found.errors
             self._stale.discard(index)
         else:
             self._stale.add(index)
             self.kept.pop(index, None)
             self.errors.pop(index, None)
-        return True
 
     def _write(self, lines: Sequence[bytes]) -> None:
         try:
@@ -267,21 +269,3 @@ class Journal:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-
-
-def _line(value: Mapping[str, object]) -> bytes:
-    text = json.dumps(value, separators=(",", ":")).encode("ascii")
-    return _mark(text) + b" " + text + b"\n"
-
-
-def _mark(text: bytes) -> bytes:
-    return hashlib.blake2b(text, digest_size=8).hexdigest().encode("ascii")
-
-
-def _parse(raw: bytes) -> dict[str, object] | None:
-    """A line's value, or None if it isn't whole: only lines of our own making get to json."""
-    mark, _, text = raw.partition(b" ")
-    if not text.endswith(b"\n") or mark != _mark(text[:-1]):
-        return None
-    value: dict[str, object] = json.loads(text)
-    return value

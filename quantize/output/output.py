@@ -58,6 +58,11 @@ class Output:
         for part in self.parts:
             part.check()
 
+    def expect_parts(self, journaled: bool) -> None:
+        """Whether a journal of ours says that there are parts of an earlier run."""
+        for part in self.parts:
+            part.journaled = journaled
+
     def take_back(self) -> None:
         """Make parts again of files that an interrupted run has given their names already."""
         for part in self.parts:

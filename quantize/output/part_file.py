@@ -10,11 +10,15 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from types import TracebackType
 
 from dotscli.errors import DotsError
+from dotscli.models.regular_file import check_replaceable
+
+PART_MAGIC = b"dotspart"  # where a GGUF has its own, until the header is written
 
 
 def part_of(path: Path) -> Path:
@@ -25,6 +29,31 @@ def part_of(path: Path) -> Path:
 def journal_of(path: Path) -> Path:
     """What `dotscli.quantize.output.journal` keeps beside it."""
     return path.with_name(path.name + ".part.journal")
+
+
+def check_place(
+    path: Path, names: Iterable[Path], inputs: Iterable[Path], option: str = "--output"
+) -> None:
+    """What can be known of an output's place before any work is done.
+
+    Args:
+        names: every name that will be written, `path` among them; inputs: files that none may be.
+
+    Raises:
+        DotsError: the output has no folder, is something else than a file, or is an input.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise DotsError(f"{folder} is no folder", hint=f"create it, or choose another {option}")
+    inputs = tuple(inputs)
+    for target in names:
+        check_replaceable(target, option)
+        for source in inputs:
+            if target.exists() and source.exists() and target.samefile(source):
+                raise DotsError(
+                    f"the output {target} is an input, {source}",
+                    hint=f"dots never changes a checkpoint; choose another {option}",
+                )
 
 
 class PartFile:
@@ -38,7 +67,8 @@ class PartFile:
 
     Attributes:
         keep: whether the part stays when the block is left unfinished.
-        fresh: whether it was made or emptied by this run; then it holds zeros.
+        fresh: whether it was made or emptied by this run; then it holds zeros after its mark.
+        journaled: whether a journal of ours lies beside it: then a part of the right size is ours.
     """
 
     def __init__(
@@ -48,29 +78,15 @@ class PartFile:
         self.part = part_of(path)
         self.keep = False
         self.fresh = True
+        self.journaled = False
         self.nbytes = nbytes
         self._inputs = tuple(inputs)
         self._force = force
         self._fd = -1
 
     def check(self) -> None:
-        """What can be known before any work is done.
-
-        Raises:
-            DotsError: the output has no folder, is a folder, or is an input.
-        """
-        folder = self.path.parent
-        if not folder.is_dir():
-            raise DotsError(f"{folder} is no folder", hint="create it, or choose another --output")
-        if self.path.is_dir():
-            raise DotsError(f"{self.path} is a folder", hint="name a file: --output NAME.gguf")
-        for target in (self.path, self.part, journal_of(self.path)):
-            for source in self._inputs:
-                if target.exists() and source.exists() and target.samefile(source):
-                    raise DotsError(
-                        f"the output {target} is an input, {source}",
-                        hint="dots never changes a checkpoint; choose another --output",
-                    )
+        """What can be known before any work is done; see `check_place`."""
+        check_place(self.path, (self.path, self.part, journal_of(self.path)), self._inputs)
 
     def take_back(self) -> None:
         """If an interrupted run had given the file its name already, make it a part again."""
@@ -87,11 +103,13 @@ class PartFile:
         try:
             self._fd = os.open(self.part, flags, 0o666)
             lock_file(self._fd, self.part, self.part)
-            if os.fstat(self._fd).st_size == self.nbytes:
+            size = os.fstat(self._fd).st_size
+            self._check_ours(size)
+            if size == self.nbytes:
                 self.fresh = False
             else:
                 self.clear()
-        except DotsError:  # it is another run's
+        except DotsError:  # it is another run's, or somebody else's
             os.close(self._fd)
             self._fd = -1
             raise
@@ -104,8 +122,9 @@ class PartFile:
         return self
 
     def clear(self) -> None:
-        """Empty it: zeros from one end to the other."""
+        """Empty it: zeros from one end to the other, after the mark that the header replaces."""
         os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, PART_MAGIC[: self.nbytes], 0)
         os.ftruncate(self._fd, self.nbytes)
         self.fresh = True
 
@@ -150,6 +169,7 @@ class PartFile:
 
     def check_name(self) -> None:
         """DotsError if another file took the name meanwhile and may not be replaced."""
+        check_replaceable(self.path)
         if self.path.exists() and not self._force:
             raise DotsError(
                 f"{self.path} appeared meanwhile",
@@ -178,6 +198,16 @@ class PartFile:
         traceback: TracebackType | None,
     ) -> None:
         self._discard()
+
+    def _check_ours(self, size: int) -> None:
+        """DotsError if what lies in the part's place was not made here: it would be lost."""
+        magic = os.pread(self._fd, len(PART_MAGIC), 0)
+        if size and magic != PART_MAGIC and not (self.journaled and size == self.nbytes):
+            kept = self.part.with_name(self.part.name + ".old")
+            raise DotsError(
+                f"{self.part} is no unfinished output of dots, and would be overwritten",
+                hint=f"move it away: mv {shlex.quote(str(self.part))} {shlex.quote(str(kept))}",
+            )
 
     def _discard(self) -> None:
         if self._fd < 0:

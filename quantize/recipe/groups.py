@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import TensorSpec
 from dotscli.quantize.recipe.types_of_file import place_of
 from dotscli.quantize.types import (
@@ -26,7 +27,6 @@ from dotscli.quantize.types import (
     Q5_K,
     Q6_K,
     Q8_0,
-    TensorType,
 )
 
 # Q3_K is there because nothing of 4 bits is smaller than 4.25 bits per weight: without it a budget
@@ -57,7 +57,7 @@ def groups_of(specs: Iterable[TensorSpec]) -> tuple[Group, ...]:
     found: dict[tuple[int | None, str, int], list[TensorSpec]] = {}
     for spec in specs:
         role = re.sub("_(gate|up)", "_gate_up", place_of(spec.name)[1], count=1)
-        found.setdefault((spec.layer, role, spec.shape[-1]), []).append(spec)
+        found.setdefault((spec.layer, role, spec.n_columns), []).append(spec)
     return tuple(
         Group(layer, role, tuple(members), candidates(n_columns))
         for (layer, role, n_columns), members in found.items()

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.types import (
     BF16,
     F16,
@@ -25,7 +26,6 @@ from dotscli.quantize.types import (
     Q5_K,
     Q6_K,
     Q8_0,
-    TensorType,
 )
 
 
@@ -76,14 +76,22 @@ class Preset:
     """One value of --type.
 
     Attributes:
-        file_type: llama.cpp's number for general.file_type.
+        mostly: what such a file mostly is, as llama.cpp names it: Q4_K_M, F32 ...
         rule: the type of each quantizable tensor, before shapes force another.
     """
 
     name: str
-    file_type: int
+    mostly: str
     rule: Rule
     summary: str
+
+    @property
+    def file_type(self) -> int:
+        """llama.cpp's number for general.file_type."""
+        from gguf import LlamaFileType  # slow to import, and most plans don't ask
+
+        prefix = "ALL" if self.mostly == "F32" else "MOSTLY"
+        return int(LlamaFileType[f"{prefix}_{self.mostly}"])
 
 
 def _everywhere(wanted: TensorType) -> Rule:
@@ -160,21 +168,25 @@ def _q4(place: Place) -> TensorType:
     return Q8_0 if place.role in ("token_embd", "output") else Q6_K
 
 
-PRESETS = tuple(
-    Preset(*row)
-    for row in (
-        ("q4", 15, _q4, "the default: 4-bit experts, the rest 6 or 8 bits, 4.67 bits per weight"),
-        ("f32", 0, _everywhere(F32), "as exact as the checkpoint, four bytes a weight"),
-        ("f16", 1, _everywhere(F16), "half floats"),
-        ("bf16", 32, _everywhere(BF16), "the published weights, bit for bit"),
-        ("q8_0", 7, _mixture(Q8_0, _everywhere(Q8_0)), "8-bit"),
-        ("q4_0", 2, _mixture(Q4_0, _q4_0), "4-bit, quick to make and to compute"),
-        ("q4_k_s", 14, _mixture(Q4_K, _q4_k_s), "llama-quantize's Q4_K_S"),
-        ("q4_k_m", 15, _mixture(Q4_K, _q4_k_m), "llama-quantize's Q4_K_M, 5.3 bits per weight"),
-        ("iq4_nl", 25, _mixture(IQ4_NL, _iq4(IQ4_NL)), "non-linear 4-bit, slow to make"),
-        ("iq4_xs", 30, _mixture(IQ4_XS, _iq4(IQ4_XS)), "the smallest here, slow to make"),
-        ("mxfp4_moe", 38, _mxfp4_moe, "experts in MXFP4, everything else 8-bit"),
-    )
+PRESETS = (
+    Preset(
+        "q4",
+        "Q4_K_M",
+        _q4,
+        "the default: 4-bit experts, the rest 6 or 8 bits, 4.67 bits per weight",
+    ),
+    Preset("f32", "F32", _everywhere(F32), "as exact as the checkpoint, four bytes a weight"),
+    Preset("f16", "F16", _everywhere(F16), "half floats"),
+    Preset("bf16", "BF16", _everywhere(BF16), "the published weights, bit for bit"),
+    Preset("q8_0", "Q8_0", _mixture(Q8_0, _everywhere(Q8_0)), "8-bit"),
+    Preset("q4_0", "Q4_0", _mixture(Q4_0, _q4_0), "4-bit, quick to make and to compute"),
+    Preset("q4_k_s", "Q4_K_S", _mixture(Q4_K, _q4_k_s), "llama-quantize's Q4_K_S"),
+    Preset(
+        "q4_k_m", "Q4_K_M", _mixture(Q4_K, _q4_k_m), "llama-quantize's Q4_K_M, 5.3 bits per weight"
+    ),
+    Preset("iq4_nl", "IQ4_NL", _mixture(IQ4_NL, _iq4(IQ4_NL)), "non-linear 4-bit, slow to make"),
+    Preset("iq4_xs", "IQ4_XS", _mixture(IQ4_XS, _iq4(IQ4_XS)), "the smallest here, slow to make"),
+    Preset("mxfp4_moe", "MXFP4_MOE", _mxfp4_moe, "experts in MXFP4, everything else 8-bit"),
 )
 
 

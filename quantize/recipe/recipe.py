@@ -11,9 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import Sizes, TensorSpec
 from dotscli.quantize.recipe.presets import Place, Preset, preset_named
-from dotscli.quantize.types import F32, TensorType, fitting, type_named
+from dotscli.quantize.types import F32, fitting, type_named
 
 _ROLE = re.compile(r"^(?:blk\.\d+\.)?(\w+)\.\w+$")
 
@@ -81,7 +82,7 @@ class Recipe:
         """
         if not quantizable(spec):
             return F32
-        n_columns = spec.shape[-1]
+        n_columns = spec.n_columns
         for override in self.overrides:
             if override.pattern.search(spec.name):
                 return fitting(override.type, n_columns)

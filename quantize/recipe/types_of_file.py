@@ -12,37 +12,15 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.recipe.presets import Place, Preset
-from dotscli.quantize.types import (
-    BF16,
-    F16,
-    F32,
-    IQ4_NL,
-    IQ4_XS,
-    MXFP4,
-    Q2_K,
-    Q3_K,
-    Q4_0,
-    Q4_1,
-    Q4_K,
-    Q5_0,
-    Q5_1,
-    Q5_K,
-    Q6_K,
-    Q8_0,
-    TYPES,
-    TensorType,
-)  # fmt: skip
+from dotscli.quantize.types import F32, MXFP4, Q3_K, Q4_K, Q5_K, TYPES, written
 
 Types = Mapping[tuple[int, str], TensorType]  # by layer (-1 outside the layers) and role
 
-# general.file_type of a file that consists mostly of a type (llama.h, llama_ftype).
-_FILE_TYPES = {
-    F32: 0, F16: 1, BF16: 32, Q8_0: 7, Q6_K: 18, Q5_K: 17, Q5_1: 9, Q5_0: 8, Q4_K: 15, Q4_1: 3,
-    Q4_0: 2, IQ4_NL: 25, IQ4_XS: 30, MXFP4: 38, Q3_K: 12, Q2_K: 10,
-}  # fmt: skip
+# How llama.cpp names a file mostly of a type, where it isn't the type's name.
+_FILE_NAMES = {Q5_K: "Q5_K_M", Q4_K: "Q4_K_M", Q3_K: "Q3_K_M", MXFP4: "MXFP4_MOE"}
 _NAME = re.compile(r"(?:blk\.(\d+)\.)?(\w+)\.\w+")
-_BY_ID = {kind.id: kind for kind in TYPES}
 
 
 def listed(name: str, types: Types, n_weights: Mapping[TensorType, int]) -> Preset:
@@ -60,7 +38,7 @@ def listed(name: str, types: Types, n_weights: Mapping[TensorType, int]) -> Pres
         return kind
 
     most = max(n_weights, key=lambda kind: n_weights[kind], default=F32)
-    return Preset(name, _FILE_TYPES[most], rule, "")
+    return Preset(name, _FILE_NAMES.get(most, most.name), rule, "")
 
 
 def place_of(name: str) -> tuple[int, str]:
@@ -78,7 +56,7 @@ def preset_of_gguf(path: Path) -> Preset:
     types: dict[tuple[int, str], TensorType] = {}
     n_weights: dict[TensorType, int] = {}
     for tensor in read_gguf(path).tensors:
-        kind = _BY_ID.get(tensor.type_id)
+        kind = written(tensor.type_id)
         if kind is None:
             raise DotsError(
                 f"{path}: {tensor.name} is {tensor.type_name}, which dots doesn't write",

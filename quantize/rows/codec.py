@@ -20,12 +20,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows.native import quantizer
-from dotscli.quantize.types import BF16, F16, F32, TensorType
+from dotscli.quantize.types import BF16, F16, F32
 
 Bits = NDArray[np.unsignedinteger[Any]]
 
-PIECE_WEIGHTS = 1 << 18  # widened at a time: 1 MiB of floats stays in a core's cache
+PIECE_SIZE = 1 << 18  # widened at a time: 1 MiB of floats stays in a core's cache
 
 _LIBRARY = {"linux": "libggml-base.so", "darwin": "libggml-base.dylib", "win32": "ggml-base.dll"}
 
@@ -107,12 +108,12 @@ class Codec:
     """Quantizes rows; one per thread.
 
     Args:
-        piece_weights: how many weights are widened to float32 at a time (at least one row is).
+        piece_size: how many weights are widened to float32 at a time (at least one row is).
     """
 
-    def __init__(self, piece_weights: int = PIECE_WEIGHTS) -> None:
+    def __init__(self, piece_size: int = PIECE_SIZE) -> None:
         self._lib = library()
-        self._piece_weights = piece_weights
+        self._piece_size = piece_size
         self._floats: NDArray[np.float32] = np.empty(0, np.float32)
 
     def encode(
@@ -148,7 +149,7 @@ class Codec:
             raise ValueError(f"{bits.size} weights in rows of {n_columns} as {kind}, {out.size}")
         if not out.flags.c_contiguous or (importance is not None and importance.size != n_columns):
             raise ValueError("out must be contiguous, importance must have one weight per column")
-        piece_rows = max(1, self._piece_weights // n_columns)
+        piece_rows = max(1, self._piece_size // n_columns)
         for row in range(0, n_rows, piece_rows):
             end = min(row + piece_rows, n_rows)
             piece = bits[row * n_columns : end * n_columns]

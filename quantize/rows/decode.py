@@ -10,8 +10,8 @@ import ctypes
 import numpy as np
 from numpy.typing import NDArray
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows.codec import bits_of, library, widen
-from dotscli.quantize.types import TensorType
 
 _K = "_K"  # the one suffix that ggml's functions write in upper case
 

@@ -16,11 +16,11 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.quantize.rows.codec import bits_of, widen
 from dotscli.quantize.rows.decode import decode_into
-from dotscli.quantize.types import TensorType
 
-_PIECE_WEIGHTS = 1 << 16  # compared at a time: two times 256 KiB of floats stay in a core's cache
+_PIECE_SIZE = 1 << 16  # compared at a time: two times 256 KiB of floats stay in a core's cache
 
 ErrorAndPower = tuple[float, float]
 
@@ -69,7 +69,7 @@ def source_error(
     # A quantized weight is within the range of a half float, so its square fits a float32, as does
     # the sum of a piece's squares; a plain float's need not. Pieces are added in float64.
     squares = np.float32 if kind.quantized else np.float64
-    piece_rows = max(1, min(n_rows, _PIECE_WEIGHTS // n_columns))
+    piece_rows = max(1, min(n_rows, _PIECE_SIZE // n_columns))
     floats, stored = np.empty((2, piece_rows * n_columns), np.float32)
     error, power = np.zeros((2, n_columns))
     for row in range(0, n_rows, piece_rows):

@@ -23,13 +23,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.quantize.types import IQ4_NL, IQ4_XS, Q4_K, Q5_K, Q6_K, TensorType
+from dotscli.models.gguf_type import TensorType
+from dotscli.quantize.types import BF16, F16, F32, IQ4_NL, IQ4_XS, Q4_K, Q5_K, Q6_K
 
 SWITCH = "DOTS_NATIVE"
 TYPES = (Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS)
 
 _ABI = 1
-_SOURCES = {"F32": 0, "F16": 1, "BF16": 30}
+_SOURCES = {kind.name: kind.id for kind in (F32, F16, BF16)}
 _SUFFIXES = {"darwin": ".dylib", "win32": ".dll"}
 _SAMPLE_COLUMNS = 512
 

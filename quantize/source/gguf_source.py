@@ -1,4 +1,4 @@
-"""The tensors of a dots1 GGUF as something to quantize: mapped, and dequantized piece by piece.
+"""The tensors of a dots1 GGUF as something to quantize: read and dequantized piece by piece.
 
 Every type that llama.cpp can run dots1 with is read, since its own functions dequantize. The file
 is checked as `dotscli.models.check` does before llama.cpp may see one.
@@ -14,11 +14,10 @@ from numpy.typing import NDArray
 
 from dotscli.models.check import check_dots1, sizes_of
 from dotscli.models.gguf_file import GgufFile, GgufTensor, read_gguf, read_one
-from dotscli.models.gguf_type import WEIGHT_TYPES
-from dotscli.models.tensors import Naming, Sizes, Source, TensorSpec, tensor_specs
+from dotscli.models.gguf_type import TENSOR_TYPES, TensorType
+from dotscli.models.tensors import Naming, Sizes, SourceTensor, TensorSpec, tensor_specs
 from dotscli.quantize.rows.decode import decode
-from dotscli.quantize.source.mapped import MappedFiles
-from dotscli.quantize.types import TensorType
+from dotscli.quantize.source.opened import OpenFiles
 
 
 @dataclass(frozen=True)
@@ -31,12 +30,11 @@ class _Place:
 
     @property
     def type(self) -> TensorType:
-        kind = WEIGHT_TYPES[self.tensor.type_id]
-        return TensorType(kind.name, self.tensor.type_id, kind.block, kind.nbytes)
+        return TENSOR_TYPES[self.tensor.type_id]
 
 
 @dataclass
-class GgufWeights:
+class GgufSource:
     """The tensors of one GGUF and all its parts, as `dotscli.quantize.source.source` wants them.
 
     Attributes:
@@ -47,10 +45,10 @@ class GgufWeights:
     gguf: GgufFile
     model: Sizes
     _places: dict[str, _Place]
-    _files: MappedFiles = field(default_factory=MappedFiles)
+    _files: OpenFiles = field(default_factory=OpenFiles)
 
     @classmethod
-    def open(cls, path: Path) -> GgufWeights:
+    def open(cls, path: Path) -> GgufSource:
         """Read and check the header of a GGUF, and of its parts if it is the first of several.
 
         Raises:
@@ -96,20 +94,14 @@ class GgufWeights:
         place = self._places[name]
         return place.type.row_nbytes(place.tensor.shape[0])
 
-    def view(self, name: str, start: int, nbytes: int) -> memoryview:
-        """Bytes of a tensor as they are stored, without a copy."""
+    def read(self, name: str, start: int, nbytes: int) -> memoryview:
+        """Bytes of a tensor as they are stored, valid until this thread reads again."""
         place = self._places[name]
-        return self._files.view(place.path, place.start + start, nbytes)
+        return self._files.read(place.path, place.start + start, nbytes)
 
     def floats(self, name: str, start: int, nbytes: int) -> NDArray[np.float32]:
         """The weights in these bytes, whole rows."""
-        with self.view(name, start, nbytes) as view:
-            return decode(view, self._places[name].type)
-
-    def give_back(self, name: str, start: int, nbytes: int) -> None:
-        """These bytes are done with; see `dotscli.quantize.source.mapped`."""
-        place = self._places[name]
-        self._files.give_back(place.path, place.start + start, nbytes)
+        return decode(self.read(name, start, nbytes), self._places[name].type)
 
     def places(self, name: str) -> tuple[tuple[Path, str], ...]:
         """The file of a tensor and its line in the header."""
@@ -117,14 +109,14 @@ class GgufWeights:
         return ((place.path, f"{place.start} {place.tensor}"),)
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
         self._files.close()
 
-    def _source(self, spec: TensorSpec, model: Sizes) -> Source:
+    def _source(self, spec: TensorSpec, model: Sizes) -> SourceTensor:
         if spec.name in self._places:
-            return Source(spec.name, spec.shape)
+            return SourceTensor(spec.name, spec.shape)
         # Q, K and V of a layer in one tensor, one after the other: check_dots1 has seen it.
         joined = f"blk.{spec.layer}.attn_qkv.weight"
         n_rows = model.n_heads * model.head_dim
         first = ("q", "k", "v").index(spec.name.removesuffix(".weight")[-1]) * n_rows
-        return Source(joined, (3 * n_rows, model.n_embd), (first, first + n_rows))
+        return SourceTensor(joined, (3 * n_rows, model.n_embd), (first, first + n_rows))

@@ -10,9 +10,9 @@ from dotscli.models.gguf_keys import kept_keys
 from dotscli.models.metadata import KeyValue, metadata
 from dotscli.models.tensors import Sizes
 from dotscli.models.vocab import Vocab
-from dotscli.quantize.source.gguf_source import GgufWeights
+from dotscli.quantize.source.gguf_source import GgufSource
 from dotscli.quantize.source.shards import Shards
-from dotscli.quantize.source.source import Weights
+from dotscli.quantize.source.source import Source
 
 
 class Input(Protocol):
@@ -21,7 +21,7 @@ class Input(Protocol):
     @property
     def model(self) -> Sizes: ...
     @property
-    def weights(self) -> Weights: ...
+    def source(self) -> Source: ...
 
     def keys(self, file_type: int) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
         """The metadata of the file it becomes, and warnings about it.
@@ -36,11 +36,11 @@ class CheckpointInput:
 
     def __init__(self, folder: Path) -> None:
         self.model = Dots1.load(folder)
-        self.weights = Shards.open(folder)
+        self.source = Shards.open(folder)
 
     def keys(self, file_type: int) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
         """From what lies in the folder; see `Input`."""
-        folder = self.weights.origin
+        folder = self.source.origin
         vocab = Vocab.load(folder, self.model)
         return metadata(self.model, vocab, folder, file_type), vocab.warnings
 
@@ -49,12 +49,12 @@ class GgufInput:
     """A GGUF, or the first file of a split one."""
 
     def __init__(self, path: Path) -> None:
-        self.weights = GgufWeights.open(path)
-        self.model = self.weights.model
+        self.source = GgufSource.open(path)
+        self.model = self.source.model
 
     def keys(self, file_type: int) -> tuple[tuple[KeyValue, ...], tuple[str, ...]]:
         """Its own; see `Input`."""
-        return kept_keys(self.weights.gguf, file_type), ()
+        return kept_keys(self.source.gguf, file_type), ()
 
 
 def open_input(path: Path) -> Input:

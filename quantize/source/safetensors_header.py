@@ -7,14 +7,17 @@ data, which the tensors cover without gap or overlap up to the last byte
 
 from __future__ import annotations
 
+import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.json_file import Values, parse_object, shown
+from dotscli.models.regular_file import check_regular
 
-MAX_HEADER_NBYTES = 100_000_000  # the limit of the safetensors library
+# The safetensors library allows 100 MB; all 24,231 tensors of dots.llm1 in one header are 3 MB.
+MAX_HEADER_NBYTES = 32 << 20
 MAX_NAME = 512
 MAX_NBYTES = 1 << 62
 
@@ -54,9 +57,10 @@ def read_header(path: Path) -> tuple[Entry, ...]:
         DotsError: the file is cut, longer than its tensors, or its header is anything but what the
             format says; the message names the file, the tensor and the value.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
-            file_nbytes = path.stat().st_size
+            file_nbytes = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
                 raise DotsError(f"{path} is cut: {len(prefix)} bytes, no safetensors header")
@@ -64,7 +68,7 @@ def read_header(path: Path) -> tuple[Entry, ...]:
             if header_nbytes > MAX_HEADER_NBYTES:
                 raise DotsError(
                     f"{path}: the header says it is {header_nbytes} bytes long, "
-                    f"more than the {MAX_HEADER_NBYTES} that safetensors allows",
+                    f"more than the {MAX_HEADER_NBYTES} that dots reads",
                     hint="it may not be a safetensors file",
                 )
             if header_nbytes > file_nbytes - 8:

@@ -1,8 +1,8 @@
 """The safetensors files of one checkpoint: which tensors they hold, and what is in them.
 
-All headers are read and checked when a checkpoint is opened; the data is mapped into memory when
-it is first asked for, and given back piece by piece, so that a checkpoint of any size takes a few
-pages. The scales of FP8 tensors go with their tensors and are no tensors to anybody else.
+All headers are read and checked when a checkpoint is opened, the data piece by piece when it is
+asked for, so that a checkpoint of any size takes a few buffers. The scales of FP8 tensors go with
+their tensors and are no tensors to anybody else.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from dotscli.quantize.rows.decode import decode
 from dotscli.quantize.source.complete import check_sources
 from dotscli.quantize.source.fp8 import apply_scales, widen
 from dotscli.quantize.source.fp8_layout import Scales, paired
-from dotscli.quantize.source.mapped import MappedFiles
-from dotscli.quantize.source.safetensors_header import ShardTensor, read_header
+from dotscli.quantize.source.opened import OpenFiles
+from dotscli.quantize.source.safetensors_header import MAX_NAME, ShardTensor, read_header
 from dotscli.quantize.types import type_named
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARDS = 10_000
+MAX_TENSORS = 1 << 17  # of all shards; dots.llm1 has 24,231, and as many scales in FP8
+MAX_FILE_NAME = 255  # characters, as in most file systems
 _OUTPUTS = (".gguf", ".part", ".journal")  # what may lie beside a checkpoint and be replaced
 
 
@@ -47,7 +49,7 @@ class Shards:
     paths: tuple[Path, ...]
     tensors: dict[str, ShardTensor]
     scales: dict[str, Scales] = field(default_factory=dict)
-    _files: MappedFiles = field(default_factory=MappedFiles)
+    _files: OpenFiles = field(default_factory=OpenFiles)
 
     @classmethod
     def open(cls, folder: Path) -> Shards:
@@ -75,7 +77,7 @@ class Shards:
             )
         weight_map = _read_index(index)
         paths = [folder / name for name in sorted(set(weight_map.values()))]
-        missing = [path.name for path in paths if not path.is_file()]
+        missing = [path.name for path in paths if not _is_file(path)]
         if missing:
             more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
             raise DotsError(
@@ -133,28 +135,23 @@ class Shards:
         entry = self.tensors[name].entry
         return entry.nbytes // int(np.prod(entry.shape[:-1]))
 
-    def view(self, name: str, start: int, nbytes: int) -> memoryview:
-        """Bytes start .. start + nbytes of a tensor, without a copy.
+    def read(self, name: str, start: int, nbytes: int) -> memoryview:
+        """Bytes start .. start + nbytes of a tensor, valid until this thread reads again.
 
         Raises DotsError if the file became shorter since it was opened.
         """
-        return self._view(name, self.tensors[name], start, nbytes)
+        return self._read(name, self.tensors[name], start, nbytes)
 
     def floats(self, name: str, start: int, nbytes: int) -> NDArray[np.float32]:
         """The weights in these bytes, whole rows; see `dotscli.quantize.source.source`."""
         scales, entry = self.scales.get(name), self.tensors[name].entry
-        with self.view(name, start, nbytes) as view:
-            if scales is None:
-                return decode(view, type_named(entry.dtype))
-            floats = widen(view, entry.dtype).reshape(-1, entry.shape[-1])
+        stored = self.read(name, start, nbytes)
+        if scales is None:
+            return decode(stored, type_named(entry.dtype))
+        floats = widen(stored, entry.dtype).reshape(-1, entry.shape[-1])
         first = start // entry.shape[-1]
         apply_scales(floats, self._scales(scales, first, len(floats)), scales.grid, first)
         return floats.reshape(-1)
-
-    def give_back(self, name: str, start: int, nbytes: int) -> None:
-        """These bytes are done with; see `dotscli.quantize.source.mapped`."""
-        tensor = self.tensors[name]
-        self._files.give_back(tensor.path, tensor.entry.start + start, nbytes)
 
     def places(self, name: str) -> tuple[tuple[Path, str], ...]:
         """The shard and header entry of a tensor, and those of its scales."""
@@ -163,13 +160,13 @@ class Shards:
         return tuple((tensor.path, f"{tensor.entry}") for tensor in tensors)
 
     def close(self) -> None:
-        """Unmap the files."""
+        """Close the files."""
         self._files.close()
 
-    def _view(self, name: str, tensor: ShardTensor, start: int, nbytes: int) -> memoryview:
+    def _read(self, name: str, tensor: ShardTensor, start: int, nbytes: int) -> memoryview:
         if not 0 <= start <= start + nbytes <= tensor.entry.nbytes:
             raise ValueError(f"{name}: {start}+{nbytes} of {tensor.entry.nbytes} bytes")
-        return self._files.view(tensor.path, tensor.entry.start + start, nbytes)
+        return self._files.read(tensor.path, tensor.entry.start + start, nbytes)
 
     def _scales(self, scales: Scales, first_row: int, n_rows: int) -> NDArray[np.float32]:
         """The scales of some rows, (blocks down, blocks across); DotsError if one can't be."""
@@ -178,8 +175,8 @@ class Shards:
         n_down = (first_row + n_rows - 1) // grid.rows - first + 1
         n_across = entry.shape[1] if len(entry.shape) > 1 else 1
         row = entry.nbytes // int(np.prod(entry.shape, dtype=int)) * n_across
-        with self._view(scales.name, scales.tensor, first * row, n_down * row) as view:
-            values = decode(view, type_named(entry.dtype)).reshape(n_down, n_across)
+        stored = self._read(scales.name, scales.tensor, first * row, n_down * row)
+        values = decode(stored, type_named(entry.dtype)).reshape(n_down, n_across)
         bad = ~(np.isfinite(values) & (values > 0))
         if bad.any():
             down, across = (int(place[0]) for place in np.nonzero(bad))
@@ -191,12 +188,22 @@ class Shards:
         return values
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name that is too long in bytes, a folder that may not be looked into
+        return False
+
+
 def _read_index(path: Path) -> dict[str, str]:
     """tensor -> shard file name; every name is checked to be a plain file name."""
     weight_map: dict[str, str] = {}
     for name, shard in Values(read_object(path), str(path)).section("weight_map").values.items():
+        if not name or len(name) > MAX_NAME or not name.isprintable():
+            raise DotsError(f"{path}: weight_map has a tensor named {shown(name)}")
         if (
             not isinstance(shard, str)
+            or len(shard) > MAX_FILE_NAME
             or not shard.endswith(".safetensors")
             or not shard.isprintable()
             or shard != os.path.basename(shard)  # noqa: PTH119  # the string itself is judged
@@ -219,6 +226,8 @@ def _collect(paths: Sequence[Path]) -> dict[str, ShardTensor]:
     tensors: dict[str, ShardTensor] = {}
     for path in paths:
         for entry in read_header(path):
+            if len(tensors) >= MAX_TENSORS:
+                raise DotsError(f"{path}: the shards hold more than {MAX_TENSORS} tensors")
             if entry.name in tensors:
                 other = tensors[entry.name].path.name
                 raise DotsError(f"{path}: {entry.name} is also in {other}")

@@ -1,4 +1,4 @@
-"""Weights: what quantizing needs of its input, whether that is a checkpoint or a GGUF."""
+"""Source: what quantizing needs of its input, whether that is a checkpoint or a GGUF."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from dotscli.models.tensors import Sizes, TensorSpec
 
 
-class Weights(Protocol):
+class Source(Protocol):
     """The tensors of one model, read-only and safe to use from several threads.
 
     Attributes:
@@ -36,18 +36,19 @@ class Weights(Protocol):
     def row_nbytes(self, name: str) -> int:
         """Bytes of one stored row."""
 
-    def view(self, name: str, start: int, nbytes: int) -> memoryview:
-        """Bytes of a tensor as they are stored, without a copy."""
+    def read(self, name: str, start: int, nbytes: int) -> memoryview:
+        """Bytes of a tensor as they are stored, valid until this thread reads again.
+
+        Raises:
+            DotsError: the file became shorter, or can't be read.
+        """
 
     def floats(self, name: str, start: int, nbytes: int) -> NDArray[np.float32]:
         """The weights in some whole rows, given by their stored bytes; flat, one after the other.
 
         Raises:
-            DotsError: scales that are no scales.
+            DotsError: scales that are no scales; a file that became shorter, or can't be read.
         """
-
-    def give_back(self, name: str, start: int, nbytes: int) -> None:
-        """These bytes are done with and need no memory."""
 
     def places(self, name: str) -> tuple[tuple[Path, str], ...]:
         """The files that a tensor comes from, each with what its header says of the tensor."""

@@ -1,28 +1,22 @@
-"""Whether a load uses hot experts, on which device, and what else is placed for them.
+"""Whether a load uses hot experts: the device, the placement and the verdict, put together.
 
-Decided from the header, the options and the free memory that ggml reports, before anything is
-loaded. Whoever asked for hot experts hears why there are none.
+Decided from the header, the options and the devices given, before anything is loaded. Whoever asked
+for hot experts hears why there are none.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from dotscli.engine.devices import Device, registered
-from dotscli.engine.lib import versions
-from dotscli.engine.options import EngineOptions, HotOptions
-from dotscli.engine.overrides import EXPERTS
-from dotscli.engine.sizing import bytes_per_token, context_size, free_memory
-from dotscli.errors import DotsError, ExitStatus
+from dotscli.engine.devices import Device
+from dotscli.engine.hot.device import gpus, hot_device
+from dotscli.engine.hot.placement import as_placed, placement_on, places_experts
+from dotscli.engine.options import EngineOptions
 from dotscli.hot.model_cost import ModelCost, file_cost
-from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.slots import HeatCounts
-from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
 from dotscli.terminal.text import format_bytes
 
@@ -73,7 +67,12 @@ def as_counts(kept: KeptHeat) -> HeatCounts | None:
     return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}
 
 
-def choose(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> Decision:
+def choose(
+    gguf: GgufFile,
+    options: EngineOptions,
+    devices: Sequence[Device],
+    warn: Callable[[str], None],
+) -> Decision:
     """What to load with and where hot experts go, if anywhere.
 
     Where the user left the placement to us and the device can't hold the whole model, the options
@@ -86,9 +85,7 @@ def choose(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) 
     hot = options.hot
     if hot is None:
         return Decision(options)
-    known = {device.name: device for device in registered() if device.type != "ACCEL"}
-    gpus = [device for device in known.values() if device.type == "GPU"]
-    device = _device(hot, known, gpus)
+    device = hot_device(hot, devices)
     if options.n_gpu_layers == 0 and not hot.asked:
         device = None  # nothing is to be on a GPU
 
@@ -112,88 +109,29 @@ def choose(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) 
     if hot.nbytes is not None:
         if hot.nbytes < smallest:
             return off(f"an expert takes {format_bytes(smallest)}")
-    elif _places_experts(gguf, options):
+    elif places_experts(gguf, options):
         return off("-cmoe, -ncmoe or -ot says where experts go, and --hot has no size")
     else:
         # llama.cpp divides layers over all GPUs
-        free = sum(gpu.free_bytes for gpu in gpus) or device.free_bytes
-        found = _placement(gguf, cost, options, free, as_counts(kept))
+        free = sum(gpu.free_bytes for gpu in gpus(devices)) or device.free_bytes
+        found = placement_on(gguf, cost, options, free, as_counts(kept))
         if found.n_resident == cost.n_experts:
             return off("the whole model fits into device memory")
         if options.n_gpu_layers is None:
-            stock = _as_placed(options, found)
+            stock = as_placed(options, found)
             if not found.n_resident:
                 return off("dense weights and cache leave no device memory for experts", stock)
-    from dotscli.hot.backend import plugin
+    from dotscli.hot import backend
 
-    if reason := plugin.unavailable():
+    if reason := backend.unavailable():
         return off(reason, stock, say=True)
-    from dotscli.hot.guard import SUFFIX, Trials, circumstances
+    from dotscli.engine.hot.verdict import refusal, trials_of
 
-    n_threads, _ = options.threads()
-    key = circumstances(device.name, device.description, n_threads, versions()["llama.cpp"])
-    trials = Trials(path and path.with_suffix(SUFFIX), gguf.path.name, key) if hot.guard else None
+    trials = trials_of(gguf.path, path, device, options.threads()[0]) if hot.guard else None
     insists = hot.nbytes is not None or hot.trace is not None
-    finding = trials.known() if trials is not None else None
-    if finding is not None and not finding.pays and not insists:
-        return off(finding.describe(), stock, say=True)
+    if reason := refusal(trials, insists):
+        return off(reason, stock, say=True)
     return Decision(
         options,
         HotChoice(device, hot.nbytes, cost, kept, hot.adapt, stock, insists, trials, hot.trace),
-    )
-
-
-def _device(hot: HotOptions, known: Mapping[str, Device], gpus: list[Device]) -> Device | None:
-    if not hot.device:
-        return max(gpus, key=lambda gpu: gpu.free_bytes, default=None)
-    device = known.get(hot.device)
-    if device is None:
-        raise DotsError(
-            f"--hot-device names the unknown device {hot.device!r}",
-            hint=f"this machine has {', '.join(known)}",
-            exit_status=ExitStatus.USAGE,
-        )
-    if hot.nbytes is None and device.type not in ("GPU", "IGPU"):
-        raise DotsError(
-            f"--hot-device {device.name} has no memory of its own to size hot experts by",
-            hint="say how much to use, for example --hot 1G",
-            exit_status=ExitStatus.USAGE,
-        )
-    return device
-
-
-def _places_experts(gguf: GgufFile, options: EngineOptions) -> bool:
-    """Whether the user has sent any routed experts somewhere."""
-    if options.cpu_moe or options.n_cpu_moe:
-        return True
-    experts = [tensor.name for tensor in gguf.tensors if re.search(EXPERTS, tensor.name)]
-    patterns = [text.rpartition("=")[0] for text in options.override_tensor]
-    try:
-        return any(re.search(pattern, name) for pattern in patterns for name in experts)
-    except re.error:
-        return True  # refused with a reason when the overrides are made
-
-
-def _placement(
-    gguf: GgufFile,
-    cost: ModelCost,
-    options: EngineOptions,
-    free: int,
-    heat: HeatCounts | None,
-) -> Placement:
-    sizes = sizes_of(gguf)
-    token_bytes = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
-    left = max(0, free - cost.dense_nbytes)
-    n_ctx = options.n_ctx or context_size(cost.n_ctx_train, token_bytes, left)
-    kinds = options.cache_type_k, options.cache_type_v
-    return place(cost, Request(free, free_memory(0), n_ctx, *kinds), heat)
-
-
-def _as_placed(options: EngineOptions, found: Placement) -> EngineOptions:
-    """The same placement in the words of stock llama.cpp: with what it can do on the device."""
-    stock = found.engine_options(hot=False)
-    return dataclasses.replace(
-        options,
-        n_gpu_layers=stock.n_gpu_layers,
-        override_tensor=(*options.override_tensor, *stock.override_tensor),
     )

@@ -1,12 +1,12 @@
 """The hot experts of one loaded model: opened before the load, closed after the model is freed.
 
 What goes wrong on the device's side is said in a warning, and the experts concerned stay on the
-CPU. Whether there are hot experts at all was decided before (hot_choice.py).
+CPU. Whether there are hot experts at all was decided before, in `dotscli.engine.hot.choice`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -16,9 +16,9 @@ from dotscli.engine.hot.choice import HotChoice
 from dotscli.engine.hot.trial import compare
 from dotscli.engine.stream import HotFigures
 from dotscli.errors import DotsError
+from dotscli.hot import backend
 from dotscli.hot.adapt import Adaptation, n_tokens_of, token_counts
-from dotscli.hot.backend import plugin
-from dotscli.hot.backend.plugin import HotCounters, HotModel
+from dotscli.hot.cache import ExpertCache, HotCounters
 from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.placement import margin_nbytes
 from dotscli.hot.slots import HeatCounts, expert_shares, slot_order
@@ -59,16 +59,15 @@ class HotExperts:
         """
         self._choice = choice
         self._warn = warn
-        self._model: HotModel = plugin.backend().open(choice.device.name)
+        self._model: ExpertCache = backend.open_cache(choice.device.name)
         self._adaptation: Adaptation | None = None
         self._before = NO_COUNTERS
         self._last: HotFigures | None = None
 
     @property
-    def overrides(self) -> list[tuple[str, int]]:
+    def placements(self) -> Sequence[tuple[str, int]]:
         """Pattern and address of a buffer type: where the routed experts go."""
-        entries = [entry for entry in self._model.overrides if entry.pattern is not None]
-        return [(entry.pattern.decode(), entry.buft) for entry in entries]
+        return self._model.placements
 
     def loaded(self) -> None:
         """Ends the load, also one that failed."""

@@ -11,14 +11,14 @@ from statistics import median
 from time import perf_counter
 
 from dotscli.engine.decode import Decoder
-from dotscli.hot.backend.plugin import HotModel, Trial
+from dotscli.hot.cache import ExpertCache, Trial
 from dotscli.hot.guard import Comparison
 
 MIN_TOKENS, MAX_TOKENS = 3, 16
 LIMIT_S = 0.5  # no further token is begun then; each is computed three times
 
 
-def compare(hot: HotModel, decoder: Decoder, n_vocab: int) -> Comparison:
+def compare(hot: ExpertCache, decoder: Decoder, n_vocab: int) -> Comparison:
     """Compare on the hot model's context.
 
     Raises:

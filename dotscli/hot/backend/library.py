@@ -1,6 +1,6 @@
 """Where libdots_hot and libllama lie, and how libdots_hot is called.
 
-Mirrors dotscli/native/dots_hot.h line by line. This module knows nothing of what the calls mean.
+Mirrors dotscli/native/hot/dots_hot.h line by line. It knows nothing of what the calls mean.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class BufferTypeOverride(ctypes.Structure):
 
 def library_path() -> Path | None:
     """The installed shared library, or None where dots was installed without native code."""
-    folders = [Path(__file__).parents[1] / "lib"]
+    folders = [Path(__file__).parents[2] / "lib"]
     with suppress(importlib.metadata.PackageNotFoundError):
         installed = importlib.metadata.distribution("dotscli").locate_file("dotscli/lib")
         folders.insert(0, Path(str(installed)))

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import ctypes
 import enum
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
 
@@ -20,53 +21,9 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.hot.backend import library
+from dotscli.hot.cache import HotCounters, HotLayer, Trial
 
 EXPERTS_PATTERN = rb"ffn_(up|gate|down)_exps"
-
-
-@dataclass(frozen=True)
-class HotLayer:
-    """A MoE layer as the backend sees it; `off` means that the device failed in this layer."""
-
-    layer: int
-    n_experts: int
-    n_slots: int
-    n_resident: int
-    expert_nbytes: int
-    off: bool
-
-
-@dataclass(frozen=True)
-class HotCounters:
-    """Sums since the model was loaded; a pair is one token at one of its experts.
-
-    `decode` are batches of up to 8 tokens. `device_ns` is what the computing thread spent on
-    handing work to the device and waiting for it, `wait_ns` the part of it after the CPU was done.
-    """
-
-    decode_hits: int
-    decode_misses: int
-    prefill_hits: int
-    prefill_misses: int
-    uploads: int
-    uploaded_nbytes: int
-    streamed_experts: int
-    streamed_nbytes: int
-    cpu_ns: int
-    device_ns: int
-    wait_ns: int
-
-    @property
-    def decode_hit_rate(self) -> float:
-        """Share of pairs computed on the device while decoding; 0 before the first token."""
-        n_pairs = self.decode_hits + self.decode_misses
-        return self.decode_hits / n_pairs if n_pairs else 0.0
-
-
-class Trial(enum.IntEnum):
-    """How tokens are computed for a comparison; during one nothing is counted as heat."""
-
-    NONE, DIVIDED, ON_CPU = range(3)
 
 
 class Streaming(enum.IntEnum):
@@ -96,6 +53,12 @@ class HotModel:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+    @property
+    def placements(self) -> list[tuple[str, int]]:
+        """The overrides as pattern and address of the buffer type."""
+        entries = [entry for entry in self.overrides if entry.pattern is not None]
+        return [(entry.pattern.decode(), entry.buft) for entry in entries]
 
     def loaded(self) -> None:
         """Ends the load: what llama.cpp allocates from here on is not this model's."""
@@ -194,7 +157,7 @@ class HotModel:
         Raises:
             DotsError: if the file can't be written.
         """
-        problem = self._library.dots_hot_trace(self._number, str(path).encode() if path else None)
+        problem = self._library.dots_hot_trace(self._number, os.fsencode(path) if path else None)
         if problem:
             raise DotsError(f"can't write the trace {path or ''}: {problem.decode()}")
 
