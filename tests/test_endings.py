@@ -124,9 +124,7 @@ def test_a_pipe_as_a_file_says_what_is_waited_for(tiny_gguf: Path, tmp_path: Pat
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
-    assert process.stderr.readline() == (
-        f"waiting for the end of {pipe}, which is not a regular file\n"
-    )
+    assert process.stderr.readline() == (f"waiting for whoever writes to {pipe}\n")
     pipe.write_text("hello")
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "yes\n")
@@ -148,7 +146,7 @@ def test_ctrl_c_ends_the_wait_for_a_pipe(tiny_gguf: Path, tmp_path: Path) -> Non
 def test_a_text_without_an_end_is_refused() -> None:
     done = dots_process("prompt", "-f", "/dev/zero")
     assert done.returncode == 1
-    assert done.stderr.startswith(b"error: /dev/zero has more than 256 MiB\nhint: ")
+    assert done.stderr.startswith(b"error: /dev/zero is longer than 32 MiB")
 
 
 def test_a_dash_is_stdin_also_at_a_terminal(tiny_gguf: Path) -> None:
@@ -165,7 +163,7 @@ def test_a_dash_is_stdin_also_at_a_terminal(tiny_gguf: Path) -> None:
 # Values, and advice that can be followed
 
 
-@pytest.mark.parametrize("value", ["-2", "-100", "1048577"])
+@pytest.mark.parametrize("value", ["-2", "-100", str(2**40)])
 def test_a_length_is_minus_1_or_a_number_of_tokens(value: str, tiny_gguf: Path) -> None:
     for name in ("prompt", "chat"):
         done = dots(name, "hi", "-m", tiny_gguf, "-n", value)
@@ -173,10 +171,10 @@ def test_a_length_is_minus_1_or_a_number_of_tokens(value: str, tiny_gguf: Path) 
         assert "--n-predict" in done.stderr
 
 
-@pytest.mark.parametrize("value", ["-2", "1048577"])
+@pytest.mark.parametrize("value", ["-2", str(2**40)])
 def test_the_same_holds_within_a_conversation(value: str, engine: Engine) -> None:
     conversation = Conversation(engine, Sampling())
-    with pytest.raises(DotsError, match=f"n is {value}"):
+    with pytest.raises(DotsError, match=f"--n-predict is {value}"):
         execute(conversation, Command("/set", f"n {value}"))
     execute(conversation, Command("/set", "n -1"))
     assert conversation.n_predict == -1

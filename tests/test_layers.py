@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -17,13 +18,13 @@ DOORS = {
     "llama_cpp": ("dotscli/engine/",),
     "gguf": ("quantize/",),
     "typer": ("dotscli/cli/", "dotscli/options/"),
-    "click": ("dotscli/cli/", "dotscli/options/"),
-    "rich": ("dotscli/terminal/",),
+    "rich": ("dotscli/terminal/rich_text.py",),
+    "wcwidth": ("dotscli/terminal/text.py",),
     "jinja2": ("models/sandbox.py",),
     "prompt_toolkit": ("dotscli/conversation/editor.py",),
     "matplotlib": ("dotscli/views/expert_plot.py",),
 }
-FORBIDDEN = ("pickle", "marshal", "shelve", "torch", "transformers")
+FORBIDDEN = ("click", "pickle", "marshal", "shelve", "torch", "transformers")
 
 
 def sources() -> list[Path]:
@@ -40,6 +41,9 @@ def imported(tree: ast.AST) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+        # import_module of the standard library, submodule of engine/lib.py
+        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("module"):
+            yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
@@ -50,6 +54,28 @@ def test_each_library_has_one_door(path: Path) -> None:
         assert top not in FORBIDDEN, f"{name} imports {module}"
         if top in DOORS:
             assert name.startswith(DOORS[top]), f"{name} imports {module}"
+
+
+@pytest.mark.parametrize("library", DOORS)
+def test_behind_each_door_somebody_stands(library: str) -> None:
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for path in sources()
+        for module in imported(ast.parse(path.read_text(encoding="utf-8")))
+        if module.split(".")[0] == library
+    }
+    for door in DOORS[library]:
+        assert any(user.startswith(door) for user in users), f"nobody in {door} imports {library}"
+
+
+def test_each_dependency_has_a_door_or_is_used_all_over() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    listed = re.search(r"^dependencies = \[\n(.*?)^\]", text, re.M | re.S)
+    assert listed is not None
+    names = {name.lower().replace("-", "_") for name in re.findall(r'"([\w-]+)', listed[1])}
+    everywhere = {"numpy", "psutil", "platformdirs", "tomli"}
+    ours = {{"llama_cpp": "llama_cpp_python"}.get(name, name) for name in DOORS} - {"matplotlib"}
+    assert names == ours | everywhere
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))

@@ -8,9 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dotscli.options.shared import MAX_TOKENS, Panel
-
-UNLIMITED = -1  # tokens of an answer
+from dotscli.options.shared import Panel
 
 
 @dataclass(frozen=True)
@@ -102,11 +100,11 @@ class AnswerFlags:
     n_predict: Annotated[
         int,
         typer.Option(
-            "--n-predict", "--max-tokens", "-n", min=UNLIMITED, max=MAX_TOKENS,
+            "--n-predict", "--max-tokens", "-n", metavar="N",
             rich_help_panel=Panel.ANSWER,
             help="At most so many tokens; -1: as many as the context holds.",
         ),
-    ] = UNLIMITED  # fmt: skip
+    ] = -1  # fmt: skip
     stop: Annotated[
         list[str] | None,
         typer.Option(

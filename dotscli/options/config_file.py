@@ -20,6 +20,7 @@ from dotscli.errors import DotsError
 MAX_NBYTES = 1 << 16
 MAX_PARTS = 4  # of a dotted key; those of this file have two at most
 MAX_NESTED = 8  # brackets and braces within each other
+SHOWN = 80  # characters of a name in an error message
 
 _STRINGS = re.compile(
     r'"""(?:\\.|[^\\])*?"""|' + r"'''.*?'''|" + r'"(?:\\.|[^"\\\n])*"|' + r"'[^'\n]*'|#[^\n]*",
@@ -118,5 +119,6 @@ def _check(text: str) -> None:
 
 
 def _unknown(path: Path, what: str, known: Collection[str]) -> DotsError:
+    what = what if len(what) <= SHOWN else f"{what[: SHOWN - 3]}..."
     names = ", ".join(sorted(name.replace("_", "-") for name in known))
     return DotsError(f"{path}: {what} is not known", hint=f"known here: {names}")

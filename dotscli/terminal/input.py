@@ -50,13 +50,14 @@ class Input:
         """All of stdin as text; if nobody ends it, a note says after two seconds what is awaited.
 
         Raises:
-            DotsError: it is binary, or longer than `reading.MAX_TEXT_NBYTES`.
+            DotsError: it is binary, or without an end.
         """
         raw = getattr(self.stdin, "buffer", None)
         with noted_wait(self.note, "waiting for the end of stdin; `< /dev/null` gives none"):
-            if raw is None:
-                return self.decode(self.stdin.read().encode("utf-8", "replace"), "stdin")
-            data = read_bounded(raw, "stdin")
+            if raw is not None:
+                data = read_bounded(raw, "stdin")
+            else:
+                data = self.stdin.read().encode("utf-8", "replace")
         return self.decode(data, "stdin")
 
     def lines(self, prompt: str = "") -> Iterator[str]:
@@ -120,7 +121,7 @@ class Input:
         """A text file the user named.
 
         Raises:
-            DotsError: it can't be read, it is binary, or longer than `reading.MAX_TEXT_NBYTES`.
+            DotsError: it can't be read, it is binary, or longer than any text.
         """
         return self.decode(read_named(path, self.note), str(path))
 
