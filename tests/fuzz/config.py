@@ -7,7 +7,7 @@ from random import Random
 import typer
 
 from dotscli.cli.app import app, run
-from dotscli.options.config import read_config
+from dotscli.options.config_file import read_config
 from tests.fuzz.mutate import damaged, length, number, real, text
 from tests.fuzz.target import Target, WrongResult, refusals, silent_terminal
 
@@ -68,6 +68,8 @@ class Config(Target):
                     raise WrongResult(f"a command without a file succeeds: {status}")
                 if not shown.getvalue():
                     raise WrongResult("a command fails without a word")
+                if b"a defect of dots" in shown.getvalue():
+                    raise WrongResult(f"nobody has foreseen: {shown.getvalue()[:200]!r}")
 
 
 def _table(rng: Random, name: str) -> str:
