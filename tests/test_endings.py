@@ -100,7 +100,7 @@ def test_no_error_is_silent_or_a_traceback(
         raise error
 
     monkeypatch.setattr(doctor, "machine_facts", fail)
-    done = dots("doctor")
+    done = dots("doctor", unforeseen=True)
     assert (done.exit_status, done.stdout) == (1, "")
     assert done.stderr.startswith("error: ")
     assert said in done.stderr
@@ -110,7 +110,7 @@ def test_no_error_is_silent_or_a_traceback(
 
 def test_an_unforeseen_error_says_how_to_look_into_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "machine_facts", lambda *_: {}["nothing"])
-    assert "hint: this is a defect of dots: DOTS_DEBUG=1" in dots("doctor").stderr
+    assert "hint: this is a defect of dots: DOTS_DEBUG=1" in dots("doctor", unforeseen=True).stderr
 
 
 # Inputs that are waited for

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from dotscli.errors import DotsError
 from dotscli.terminal.progress import Progress
 from dotscli.terminal.terminal import Terminal
-from dotscli.terminal.text import format_bytes, format_seconds, printable
+from dotscli.terminal.text import COLOUR, cells, format_bytes, format_seconds, printable, wrapped
 from tests.transcript import Screen
 
 TRICKY = (
@@ -126,6 +126,77 @@ def test_a_table_is_aligned_and_never_cut() -> None:
     assert lines[2] == "x" * 200 + "    22"
 
 
+TITLES, NUMBERS = ("tensors", "types", "size", "share"), ("size", "share")
+ROWS = [
+    ("attention", "Q5_K, Q6_K and a few others", "1.50 GiB", "20.2 %"),
+    ("漢字", "Q4_K", "88.0 GiB", "9.1 %"),
+]
+
+
+def on_columns(columns: int, monkeypatch: pytest.MonkeyPatch, **environ: str) -> str:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    t = terminal(tty=True, **environ)
+    t.table(TITLES, ROWS, right=NUMBERS)
+    return t.stdout.getvalue()
+
+
+def test_a_table_that_fits_looks_as_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    t = terminal()
+    t.table(TITLES, ROWS, right=NUMBERS)
+    assert on_columns(80, monkeypatch, NO_COLOR="1") == t.stdout.getvalue()
+    coloured = on_columns(80, monkeypatch, TERM="xterm")
+    assert coloured.startswith("\x1b[1mtensors")
+    assert COLOUR.sub("", coloured).split() == t.stdout.getvalue().split()
+
+
+def test_a_table_on_a_narrow_terminal_wraps_words_and_no_numbers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert on_columns(46, monkeypatch, NO_COLOR="1").splitlines() == [
+        "tensors    types                  size   share",
+        "attention  Q5_K, Q6_K and a   1.50 GiB  20.2 %",
+        "           few others",
+        "漢字       Q4_K               88.0 GiB   9.1 %",
+    ]
+    assert on_columns(30, monkeypatch, NO_COLOR="1").splitlines() == [
+        "attention",
+        "  types  Q5_K, Q6_K and a few",
+        "         others",
+        "  size   1.50 GiB",
+        "  share  20.2 %",
+        "漢字",
+        "  types  Q4_K",
+        "  size   88.0 GiB",
+        "  share  9.1 %",
+    ]
+
+
+def test_a_cell_is_text_and_no_markup(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    t = terminal(tty=True, TERM="xterm")
+    t.table(("name", "[bold]"), [("a[i] [/] :smile:", "\x1b[2J\u202e")])
+    assert "a[i] [/] :smile:  ␛[2J" in t.stdout.getvalue()
+    assert "[bold]" in t.stdout.getvalue()
+
+
+def test_a_sentence_wraps_between_words_but_not_before_its_unit() -> None:
+    text = "24 GiB are free of 64 GiB with -c 512 and /a/path/that/is/longer/than/a/line"
+    assert wrapped(text, 19, "- ", "  ").splitlines() == [
+        "- 24 GiB are free",
+        "  of 64 GiB with",
+        "  -c 512 and",
+        "  /a/path/that/is/longer/than/a/line",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [("abc", 3), ("漢字", 4), ("e\u0301", 1), ("👨\u200d👩\u200d👧", 2), ("🇩🇪", 2)],
+)
+def test_columns_that_a_text_takes(text: str, width: int) -> None:
+    assert cells(text) == width
+
+
 class Clock:
     """A clock that only moves when told to."""
 
@@ -184,6 +255,19 @@ def test_progress_on_a_terminal_redraws_one_line_and_wipes_it() -> None:
     assert all(line.startswith("\r") and "\n" not in line for line in written)
     assert all(len(line) <= 30 + len("\r\x1b[K") - 1 for line in written)
     assert written[-1] == "\r\x1b[K"
+
+
+def test_a_wide_terminal_has_room_for_a_bar() -> None:
+    work, clock, written = progress(redraw=True, width=100)
+    with work:
+        for done in (0, 500, 1000):
+            clock.now = done / 100 + 1
+            work.update(done)
+    half, full = (line.removesuffix("\x1b[K").split()[-1] for line in written[1:3])
+    assert half.startswith("━" * 14)
+    assert 14 <= half.count("━") <= 15
+    assert full == "━" * 30
+    assert all("\n" not in line and len(line) <= 104 for line in written)
 
 
 @pytest.mark.parametrize(

@@ -59,8 +59,12 @@ def dots(
     stdin: str | None = "",
     tty: bool = False,
     environ: Mapping[str, str] | None = None,
+    unforeseen: bool = False,
 ) -> Transcript:
-    """Run a command line in this process. `stdin` None is a terminal where nobody types."""
+    """Run a command line in this process. `stdin` None is a terminal where nobody types.
+
+    An error that nobody has foreseen fails the test, unless that is what it is about.
+    """
     stream = Screen if tty else io.StringIO
     out, err = stream(), stream()
     terminal = Terminal(
@@ -70,6 +74,7 @@ def dots(
         environ={"XDG_CONFIG_HOME": "/nonexistent", **(environ or {})},
     )
     status = run([str(word) for word in words], terminal)
+    assert unforeseen or "a defect of dots" not in err.getvalue(), err.getvalue()
     return Transcript(out.getvalue(), err.getvalue(), status)
 
 
@@ -89,7 +94,7 @@ def dots_process(
     *words: str | Path, stdin: bytes | None = b"", **changes: str
 ) -> subprocess.CompletedProcess[bytes]:
     """Run a real process to its end; `stdin` None is /dev/null."""
-    return subprocess.run(
+    done = subprocess.run(
         command(*words),
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
@@ -98,6 +103,8 @@ def dots_process(
         timeout=120,
         check=False,
     )
+    assert b"a defect of dots" not in done.stderr, done.stderr.decode()
+    return done
 
 
 class Terminals:

@@ -97,7 +97,8 @@ def config(
         )
     else:
         there = "" if path.exists() else " (does not exist; dots config --init writes an example)"
-        terminal.write(f"{path}{there}\n\n")
+        terminal.paragraph(f"{path}{there}")
+        terminal.write("\n")
         terminal.table(COLUMNS, rows(settings))
     if problem is not None:
         raise problem

@@ -106,20 +106,22 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     ]  # fmt: skip
     terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
     memory = facts["memory"]
-    terminal.write(
-        f"\nmain memory  {format_bytes(memory['free_bytes'])} free of "
-        f"{format_bytes(memory['total_bytes'])}\n"
+    terminal.write("\n")
+    terminal.paragraph(
+        f"{format_bytes(memory['free_bytes'])} free of {format_bytes(memory['total_bytes'])}",
+        "main memory  ",
     )
     hot = facts["hot_backend"]
     gpu = any(device["type"] == "GPU" for device in facts["devices"])
     can = "yes" if gpu else "yes, with a GPU; --hot-device CPU tries them out"
-    terminal.write(f"hot experts  {can if hot['available'] else 'no: ' + hot['reason']}\n")
+    terminal.paragraph(can if hot["available"] else f"no: {hot['reason']}", "hot experts  ")
     for known in hot["measured"]:
-        terminal.write(f"             {known['model']}, {known['on']}: {known['finding']}\n")
+        terminal.paragraph(f"{known['model']}, {known['on']}: {known['finding']}", " " * 13)
     without = "llama-cpp-python was built without -DGGML_RPC=on"
     works = "llama.cpp" in facts["versions"]
     rpc = "yes" if facts["rpc"] else f"no: {without if works else hot['reason']}"
-    terminal.write(f"RPC workers  {rpc}\n\n")
+    terminal.paragraph(rpc, "RPC workers  ")
+    terminal.write("\n")
     terminal.table(("folder", "where"), list(facts["paths"].items()))
     for caveat in facts["caveats"]:
         terminal.warn(caveat)

@@ -43,7 +43,8 @@ def table_text(
     room = width - GAP * (len(columns) - 1)
     for n in sorted(words, key=lambda n: -widths[n]):
         if sum(widths) > room:
-            widths[n] = max(LEAST_TEXT, widths[n] - (sum(widths) - room))
+            least = min(widths[n], LEAST_TEXT)
+            widths[n] = max(least, widths[n] - (sum(widths) - room))
     console = _console(width, colour)
     if sum(widths) > room:
         _paragraphs(console, columns, rows)
