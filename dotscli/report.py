@@ -16,26 +16,6 @@ from dotscli.tally import COLUMNS, RIGHT, Stored, table_rows, tally
 from dotscli.terminal import Terminal
 
 SHOWN_KEYS = 200  # characters of a value in the table of keys
-# A checkpoint's hyperparameters as a person reads them; the others say nothing beside these.
-LABELS = {
-    "n_layers": "layers",
-    "n_dense_layers": "layers without experts",
-    "n_embd": "hidden size",
-    "n_heads": "attention heads",
-    "head_dim": "head size",
-    "n_ff": "dense FFN size",
-    "n_ff_expert": "expert FFN size",
-    "n_experts": "routed experts per layer",
-    "n_experts_used": "routed experts per token",
-    "n_shared_experts": "shared experts",
-    "expert_scale": "expert scale",
-    "vocab_size": "vocabulary size",
-    "n_ctx_train": "context length",
-    "rms_eps": "RMSNorm epsilon",
-    "rope_theta": "RoPE base",
-    "eos_ids": "EOS token ids",
-    "pad_id": "padding token id",
-}
 
 
 def inspect(terminal: Terminal, path: Path, as_json: bool) -> None:
@@ -64,8 +44,6 @@ def inspect(terminal: Terminal, path: Path, as_json: bool) -> None:
         )
         return
     terminal.write(f"{path}: {facts['kind']}\n")
-    if "n_embd" in facts["model"]:  # a checkpoint's; a GGUF's keys are named by their format
-        facts["model"] = _labelled(facts["model"])
     for title in ("model", "tokenizer", "general"):
         values = facts.get(title)
         if isinstance(values, Mapping) and values:
@@ -193,11 +171,6 @@ def importance_facts(path: Path) -> dict[str, Any]:
         "tokens_per_expert_least": min(seen, default=0),
         "tokens_per_expert_most": max(seen, default=0),
     }
-
-
-def _labelled(values: Mapping[str, Any]) -> dict[str, Any]:
-    found = {label: values[name] for name, label in LABELS.items() if name in values}
-    return found | {"EOS token ids": ", ".join(map(str, values["eos_ids"]))}
 
 
 def _shown(value: object) -> str:

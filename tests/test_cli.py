@@ -284,7 +284,7 @@ def test_inspect_an_importance_matrix(tiny_checkpoint: Path, tmp_path: Path) -> 
 
 def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
     text = dots("inspect", tiny_checkpoint).stdout
-    for part in ("checkpoint", "routed experts", "<|endofresponse|>", "BF16", "As q4"):
+    for part in ("checkpoint of a dots.llm1", "n_experts", "<|endofresponse|>", "BF16", "As q4"):
         assert part in text
     value = dots("inspect", tiny_checkpoint, "--json").json
     assert value["model"]["n_experts"] == 8
@@ -293,16 +293,9 @@ def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
     assert 0.9 * sum(sizes) < sum(group["bytes"] for group in value["groups"]) < sum(sizes)
 
 
-def test_inspect_names_hyperparameters_in_words(tiny_checkpoint: Path) -> None:
-    text = dots("inspect", tiny_checkpoint).stdout
-    assert re.search(r"^  routed experts per token +\d+$", text, re.MULTILINE)
-    assert re.search(r"^  EOS token ids +\d+$", text, re.MULTILINE)
-    assert not re.search(r"^  \w+_\w+ .*\d$", text.split("tokenizer")[0], re.MULTILINE)
-
-
 def test_inspect_a_config_alone() -> None:
     text = dots("inspect", Path(__file__).parent / "data" / "dots.llm1.inst").stdout
-    assert re.search(r"^  layers +62$", text, re.MULTILINE)
+    assert "n_layers" in text
     assert "As q4 it would take" in text
 
 
