@@ -8,7 +8,7 @@ NO_AMX := -U__AMX_INT8__
 # pip's wheel cache doesn't look at CMAKE_ARGS: every target must build llama-cpp-python the same way.
 export CMAKE_ARGS ?= -DGGML_RPC=on -DCMAKE_C_FLAGS=$(NO_AMX) -DCMAKE_CXX_FLAGS=$(NO_AMX)
 
-.PHONY: help demo test lint docs clean
+.PHONY: help demo test fuzz lint docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -33,6 +33,10 @@ demo: $(VENV)/.installed  ## quantize the nano model to 4 bits and ask it a ques
 
 test: $(VENV)/.installed-test  ## set up and run the whole test suite
 	$(BIN)/python -m pytest
+
+MINUTES ?= 10
+fuzz: $(VENV)/.installed-test  ## attack everything that is read, for MINUTES=10; SEED=n repeats a run
+	$(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.installed-test  ## ruff, mypy and the layer contract
 	$(BIN)/ruff check .

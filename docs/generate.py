@@ -29,8 +29,9 @@ BLOCK = re.compile(r"(<!-- generated: ([a-z-]+) -->\n).*?(<!-- end -->)", re.DOT
 
 
 def help_text(*words: str) -> str:
-    """What `dots WORDS --help` prints on a terminal of 100 columns, without colour."""
-    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+    """What `dots WORDS --help` prints on 100 columns, whatever is configured here."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DOTS_")}
+    environment |= {"COLUMNS": "100", "NO_COLOR": "1", "XDG_CONFIG_HOME": "/nonexistent"}
     done = subprocess.run(
         [sys.executable, "-m", "dotscli", *words, "--help"],
         cwd=ROOT, env=environment, capture_output=True, text=True, check=True,

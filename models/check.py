@@ -10,15 +10,18 @@ its dots1 does not read are left alone. The weights themselves are not looked at
 from __future__ import annotations
 
 import math
+import shlex
 
 from dotscli.errors import DotsError
 from dotscli.models.check_tensors import GgufSizes, check_tensors
 from dotscli.models.check_tokens import check_tokens
+from dotscli.models.gguf_bytes import shown
 from dotscli.models.gguf_file import GgufArray, GgufFile
 from dotscli.models.gguf_type import BOOL, FLOAT32, UINT32, VALUE_NAMES
 
 MAX_LAYERS, MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 MAX_WIDTH = 1 << 24
+MIN_ROPE_FACTOR = 1e-3
 SIGMOID = 2
 HINT = "write it again with: dots quantize CHECKPOINT"
 
@@ -54,7 +57,7 @@ NEUTRAL: dict[str, tuple[int, float, float]] = {
     "rope.scaling.original_context_length": (UINT32, 0, 1 << 31),
 }
 ROPE_SCALING = ("none", "linear", "yarn")
-NOT_DOTS1 = ("classifier.output_labels", "attention.sliding_window")
+NOT_DOTS1 = ("classifier.output_labels", "attention.sliding_window", "embedding_length_out")
 
 
 def check_dots1(gguf: GgufFile) -> None:
@@ -79,9 +82,14 @@ def check_dots1(gguf: GgufFile) -> None:
 
 def _check_architecture(gguf: GgufFile) -> None:
     found = gguf.metadata.get("general.architecture")
+    if gguf.metadata.get("general.type") == "imatrix":
+        raise DotsError(
+            f"{gguf.path} is an importance matrix, not a model",
+            hint=f"it is for: dots quantize CHECKPOINT --imatrix {shlex.quote(str(gguf.path))}",
+        )
     if found != "dots1":
         raise DotsError(
-            f"{gguf.path} holds a model of architecture {found!r}",
+            f"{gguf.path} holds a model of architecture {shown(found)}",
             hint="dots runs GGUFs of dots.llm1 (architecture dots1) only",
         )
 
@@ -112,6 +120,11 @@ def _check_rope_scaling(gguf: GgufFile) -> None:
     kind = gguf.metadata.get(key)
     if key in gguf.metadata and kind not in ROPE_SCALING:
         raise _wrong(gguf, key, f"one of {', '.join(ROPE_SCALING)}")
+    for key in ("dots1.rope.scaling.factor", "dots1.rope.scale_linear"):
+        factor = gguf.metadata.get(key, 0)
+        assert isinstance(factor, int | float)  # its type has been checked
+        if 0 < factor < MIN_ROPE_FACTOR:  # llama.cpp divides by it
+            raise _wrong(gguf, key, f"0 for none, or between {MIN_ROPE_FACTOR:g} and 1e+06")
 
 
 def _check_routing(gguf: GgufFile) -> None:
@@ -169,8 +182,8 @@ def _head_dim(gguf: GgufFile, default: int) -> int:
         if key in gguf.metadata
     }
     head_dim = given.get("dots1.attention.key_length", default)
-    shown: dict[str, object] = {**given, "dots1.attention.head_count": head_dim}
-    for key, value in shown.items():
+    widths: dict[str, object] = {**given, "dots1.attention.head_count": head_dim}
+    for key, value in widths.items():
         whole = isinstance(value, int) and gguf.types[key] == UINT32
         if not whole or value != head_dim or not isinstance(head_dim, int):
             raise _wrong(gguf, key, f"a head width of {default}, the same for K, V and RoPE")
@@ -188,5 +201,4 @@ def _number(gguf: GgufFile, key: str) -> int:
 
 def _wrong(gguf: GgufFile, key: str, wanted: str) -> DotsError:
     value = gguf.metadata[key]
-    shown = f"an array of {len(value)}" if isinstance(value, GgufArray) else repr(value)
-    return DotsError(f"{gguf.path}: {key} is {shown}, it has to be {wanted}", hint=HINT)
+    return DotsError(f"{gguf.path}: {key} is {shown(value)}, it has to be {wanted}", hint=HINT)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_bytes import shown
 from dotscli.models.gguf_file import GgufArray, GgufFile
 from dotscli.models.gguf_type import BOOL, FLOAT32, INT32, STRING, UINT32, VALUE_NAMES
 
 TOKENS = "tokenizer.ggml.tokens"
-MAX_VOCAB = 1 << 24
+MAX_VOCAB = 1 << 20
 MAX_TOKEN = 2048  # bytes; llama.cpp's grammars recurse once per character of a token
 MAX_TEMPLATE = 1 << 20
 TOKEN_TYPES = range(1, 6)  # enum llama_token_type: normal, unknown, control, user-defined, unused
@@ -51,7 +52,8 @@ def check_tokens(gguf: GgufFile) -> None:
 def _check_text(gguf: GgufFile, key: str, wanted: str) -> None:
     if gguf.metadata.get(key) != wanted:
         raise DotsError(
-            f"{gguf.path}: {key} is {gguf.metadata.get(key)!r}, dots.llm1 has {wanted!r}", hint=HINT
+            f"{gguf.path}: {key} is {shown(gguf.metadata.get(key))}, dots.llm1 has {wanted!r}",
+            hint=HINT,
         )
 
 
@@ -80,12 +82,15 @@ def _check_distinct(gguf: GgufFile, tokens: list[bytes]) -> None:
     except UnicodeDecodeError as error:
         number = joined.count(b"\0", 0, error.start)
         raise DotsError(f"{gguf.path}: token {number} is not UTF-8", hint=HINT) from error
+    if joined.count(b"\0") != len(tokens) - 1:  # llama.cpp cuts them there: two may become one
+        number = next(i for i, token in enumerate(tokens) if b"\0" in token)
+        raise DotsError(f"{gguf.path}: token {number} has a zero byte in it", hint=HINT)
     if len(set(tokens)) == len(tokens) and b"" not in tokens:
         return
     seen: set[bytes] = set()
     for number, token in enumerate(tokens):
         if not token or token in seen:
-            what = f"is {token.decode()!r} for a second time" if token else "is empty"
+            what = f"is {shown(token.decode())} for a second time" if token else "is empty"
             raise DotsError(f"{gguf.path}: token {number} {what}", hint=HINT)
         seen.add(token)
 
@@ -95,7 +100,7 @@ def _check_merges(gguf: GgufFile) -> None:
     if merges.longest > 2 * MAX_TOKEN + 1:
         raise DotsError(f"{gguf.path}: a merge of {merges.longest} bytes", hint=HINT)
     for number, merge in enumerate(merges.byte_strings()):
-        if merge.find(b" ", 1, -1) < 1 or merge.count(b" ") != 1:
+        if merge.find(b" ", 1, -1) < 1 or merge.count(b" ") != 1 or b"\0" in merge:
             raise DotsError(
                 f"{gguf.path}: merge {number} is {merge[:40]!r}, not two tokens", hint=HINT
             )
@@ -109,7 +114,8 @@ def _check_special(gguf: GgufFile, n_tokens: int) -> None:
             whole = gguf.types[key] == UINT32 and isinstance(value, int)
             if not whole or not 0 <= value < n_tokens:  # type: ignore[operator]  # an int if whole
                 raise DotsError(
-                    f"{gguf.path}: {key} is {value!r}, not one of {n_tokens} tokens", hint=HINT
+                    f"{gguf.path}: {key} is {shown(value)}, not one of {n_tokens} tokens",
+                    hint=HINT,
                 )
     for flag in FLAGS:
         if gguf.types.get(f"tokenizer.ggml.{flag}", BOOL) != BOOL:

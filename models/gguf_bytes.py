@@ -13,6 +13,7 @@ from dotscli.errors import DotsError
 from dotscli.models.gguf_type import BOOL, SCALARS, STRING, UINT32, VALUE_NAMES
 
 _LENGTH = struct.Struct("<Q")
+_SHOWN = 80  # characters of a value in an error message
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -59,13 +60,33 @@ class GgufArray:
         return [bool(v) for v in values] if self.element_type == BOOL else values
 
 
-class ByteReader:
-    """A position in a mapped file; every method moves it and raises DotsError at the end."""
+def shown(value: object) -> str:
+    """The value of a key as it appears in an error message: cut when long."""
+    if isinstance(value, GgufArray):
+        return f"an array of {len(value)}"
+    text = repr(value[:_SHOWN] if isinstance(value, str) else value)
+    return text if len(text) < _SHOWN else text[: _SHOWN - 3] + "..."
 
-    def __init__(self, data: mmap.mmap, path: Path) -> None:
+
+class TooShortError(Exception):
+    """The bytes at hand end before the file does: read more of them."""
+
+
+class ByteReader:
+    """A position in a file; every method moves it and raises DotsError at the end of the file.
+
+    Args:
+        data: the file's first bytes, or all of them.
+        size: bytes of the whole file; None where data is all of it.
+
+    Raises:
+        TooShortError: by every method, beyond the end of data but not of the file.
+    """
+
+    def __init__(self, data: bytes | mmap.mmap, path: Path, size: int | None = None) -> None:
         self._data = data
         self.path = path
-        self.size = len(data)
+        self.size = len(data) if size is None else size
         self.position = 0
 
     def bad(self, what: str) -> DotsError:
@@ -80,8 +101,13 @@ class ByteReader:
         if nbytes > self.size - self.position:
             raise self.bad(f"the file ends at byte {self.size}, within {what}")
         start = self.position
+        self._at_hand(start + nbytes)
         self.position += nbytes
         return self._data[start : self.position]
+
+    def _at_hand(self, end: int) -> None:
+        if end > len(self._data) < self.size:
+            raise TooShortError
 
     def number(self, form: struct.Struct, what: str) -> float:
         """The next value of fixed size."""
@@ -140,15 +166,17 @@ class ByteReader:
     def _string_array(self, what: str) -> GgufArray:
         count = self.count(f"the length of {what}", self.size, at_least_bytes=8)
         start = position = self.position
-        read, data, last, longest = _LENGTH.unpack_from, self._data, self.size - 8, 0
+        read, data, last, longest = _LENGTH.unpack_from, self._data, len(self._data) - 8, 0
         for _ in range(count):  # the loop that decides how quick all this is
             if position > last:
+                self._at_hand(position + 8)
                 self.position = position
                 raise self.bad(f"the file ends at byte {self.size}, within {what}")
             length = read(data, position)[0]
             if length > longest:
                 longest = length
             position += 8 + length
+        self._at_hand(position)
         if position > self.size:
             raise self.bad(f"the file ends at byte {self.size}, within {what}")
         self.position = position

@@ -9,7 +9,8 @@ What a dots1 file must hold is checked in `dotscli.models.check`; the tensors ar
 
 from __future__ import annotations
 
-import mmap
+import contextlib
+import os
 import re
 import struct
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
-from dotscli.models.gguf_bytes import ByteReader, GgufArray
-from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, UINT32, WEIGHT_TYPES, type_name
+from dotscli.models.gguf_bytes import ByteReader, GgufArray, TooShortError, shown
+from dotscli.models.gguf_type import ARRAY, SCALARS, STRING, TENSOR_TYPES, UINT32, type_name
+from dotscli.models.regular_file import check_regular
 
 __all__ = ["GgufArray", "GgufFile", "GgufTensor", "read_gguf", "read_one"]
 
@@ -30,6 +32,8 @@ MAX_NAME = 63  # GGML_MAX_NAME - 1
 MAX_STRING = 1 << 24
 MAX_ELEMENTS = 1 << 62
 MAX_SHARDS = 999
+MAX_HEADER_NBYTES = 64 << 20
+_USUAL_NBYTES = 8 << 20  # what the header of dots.llm1 takes, a vocabulary of 152,064 tokens in it
 DEFAULT_ALIGNMENT = 32
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
@@ -51,6 +55,21 @@ class GgufTensor:
     def type_name(self) -> str:
         """Q4_K, F32 ..."""
         return type_name(self.type_id)
+
+    @property
+    def is_stack(self) -> bool:
+        """Whether it stacks the matrices of experts."""
+        return len(self.shape) == 3
+
+    @property
+    def n_experts(self) -> int:
+        """Number of expert matrices stacked in it; 1 for everything else."""
+        return self.shape[2] if self.is_stack else 1
+
+    @property
+    def matrix_nbytes(self) -> int:
+        """Bytes of one expert's matrix, or of all there is."""
+        return self.nbytes // self.n_experts
 
 
 @dataclass(frozen=True)
@@ -88,7 +107,7 @@ def read_gguf(path: Path) -> GgufFile:
     for number, shard in enumerate([first, *others]):
         if shard.metadata.get("split.no") != number or shard.types["split.no"] != 2:
             raise DotsError(
-                f"{shard.path}: split.no is {shard.metadata.get('split.no')!r}, not {number}",
+                f"{shard.path}: split.no is {shown(shard.metadata.get('split.no'))}, not {number}",
                 hint="the shards are mixed up; fetch or write them again",
             )
     for shard in others:
@@ -123,16 +142,22 @@ def _shard_paths(path: Path, count: int) -> list[Path]:
 
 def read_one(path: Path) -> GgufFile:
     """The header of one file, be it a part of a split model or not; errors as of `read_gguf`."""
+    check_regular(path, hint="give a .gguf file")
     try:
-        with path.open("rb") as file:
-            size = file.seek(0, 2)
+        with path.open("rb") as file:  # not mapped: a file that is cut meanwhile would be a signal
+            size = os.fstat(file.fileno()).st_size
             if size == 0:
                 raise DotsError(f"{path} is empty", hint="fetch or write it again")
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                return _parse(ByteReader(data, path), path)
-    except (OSError, ValueError) as error:  # mmap raises ValueError for what is no plain file
-        reason = getattr(error, "strerror", None) or error
-        raise DotsError(f"{path} cannot be read: {reason}") from error
+            for nbytes in (_USUAL_NBYTES, MAX_HEADER_NBYTES):
+                file.seek(0)
+                with contextlib.suppress(TooShortError):
+                    return _parse(ByteReader(file.read(nbytes), path, size), path)
+    except OSError as error:
+        raise DotsError(f"{path} cannot be read: {error.strerror or error}") from error
+    raise DotsError(
+        f"{path}: the header is longer than {MAX_HEADER_NBYTES >> 20} MiB, or was cut off just now",
+        hint="the file is damaged; fetch or write it again",
+    )
 
 
 def _parse(reader: ByteReader, path: Path) -> GgufFile:
@@ -197,7 +222,9 @@ def _alignment(reader: ByteReader, metadata: dict[str, object], types: dict[str,
         or not DEFAULT_ALIGNMENT <= alignment <= 1 << 16
         or alignment & (alignment - 1)
     ):
-        raise reader.bad(f"general.alignment is {alignment!r}, not a power of 2 from 32 to 65536")
+        raise reader.bad(
+            f"general.alignment is {shown(alignment)}, not a power of 2 from 32 to 65536"
+        )
     return alignment
 
 
@@ -230,7 +257,7 @@ def _read_tensor(reader: ByteReader, name: str) -> GgufTensor:
     if elements == 0 or elements > MAX_ELEMENTS:
         raise reader.bad(f"{name} has the shape {shape}")
     type_id = int(reader.number(SCALARS[UINT32], f"the type of {name}"))
-    kind = WEIGHT_TYPES.get(type_id)
+    kind = TENSOR_TYPES.get(type_id)
     if kind is None:
         raise reader.bad(f"{name} has the unknown tensor type {type_id}")
     if shape[0] % kind.block:
@@ -238,4 +265,6 @@ def _read_tensor(reader: ByteReader, name: str) -> GgufTensor:
             f"{name} has {shape[0]} columns, {kind.name} needs a multiple of {kind.block}"
         )
     offset = reader.count(f"the offset of {name}", MAX_ELEMENTS)
-    return GgufTensor(name, tuple(shape), type_id, offset, elements // kind.block * kind.nbytes)
+    return GgufTensor(
+        name, tuple(shape), type_id, offset, elements // kind.block * kind.block_nbytes
+    )

@@ -1,4 +1,4 @@
-"""Reads JSON that came from outside: bounded in size and depth, an object at the top.
+"""Reads JSON that came from outside: bounded in size, depth and count, an object at the top.
 
 It does not know what the values mean; a caller asks for one with `Values`, which names the file,
 the key and the value in its errors.
@@ -13,8 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
+from dotscli.models.regular_file import check_regular
 
-MAX_JSON_NBYTES = 1 << 28
+# What dots.llm1's files need: 24,231 entries of an index (2.5 MB), a tokenizer of 152,064 tokens
+# and as many merges (11 MB, 600,000 values). At both limits Python takes less than 500 MB.
+MAX_JSON_NBYTES = 32 << 20
+MAX_VALUES = 1 << 20
 _SHOWN = 80  # characters of a value in an error message
 
 
@@ -26,9 +30,10 @@ def parse_object(text: bytes | str, origin: str) -> dict[str, object]:
         origin: what the text is, for the error message.
 
     Raises:
-        DotsError: not UTF-8, not JSON (NaN and Infinity are not), nested too deeply, a key twice
-            in one object, or something else than an object at the top.
+        DotsError: not UTF-8, not JSON (NaN and Infinity are not), nested too deeply, of too many
+            values, a key twice in one object, or something else than an object at the top.
     """
+    check_count(text, origin)
     try:
         value = json.loads(
             text.decode("utf-8") if isinstance(text, bytes) else text,
@@ -44,12 +49,32 @@ def parse_object(text: bytes | str, origin: str) -> dict[str, object]:
     return value
 
 
+def check_count(text: bytes | str, origin: str) -> None:
+    """Refuse JSON of too many values before any is made: each takes 100 bytes and more.
+
+    Every value but the outermost follows a comma or an opening bracket; those within strings are
+    counted as well, since nothing is parsed.
+
+    Raises:
+        DotsError: more than MAX_VALUES.
+    """
+    if isinstance(text, bytes):
+        count = text.count(b",") + text.count(b"[") + text.count(b"{")
+    else:
+        count = text.count(",") + text.count("[") + text.count("{")
+    if count > MAX_VALUES:
+        raise DotsError(
+            f"{origin} holds more than {MAX_VALUES} values, too many for what it should be"
+        )
+
+
 def read_object(path: Path, max_nbytes: int = MAX_JSON_NBYTES) -> dict[str, object]:
     """Read a JSON file that holds one object.
 
     Raises:
-        DotsError: the file is missing, unreadable, larger than max_nbytes, or not such JSON.
+        DotsError: the file is missing, no regular file, larger than max_nbytes, or not such JSON.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             text = file.read(max_nbytes + 1)

@@ -84,7 +84,7 @@ def _general(model: Dots1, folder: Path) -> Iterable[KeyValue]:
     yield KeyValue("general.architecture", "str", "dots1")
     yield KeyValue("general.type", "str", "model")
     yield from _sampling(folder)
-    name = _first(card, "name", "model_name") or title(folder.resolve().name) or "dots1"
+    name = _first(card, "name", "model_name") or title(_readable(folder.resolve().name)) or "dots1"
     yield KeyValue("general.name", "str", name)
     yield KeyValue("general.size_label", "str", size_label(model))
     for key, field in (("license", "license"), ("license.name", "license_name"),
@@ -107,6 +107,11 @@ def _general(model: Dots1, folder: Path) -> Iterable[KeyValue]:
 
 def _first(card: Mapping[str, tuple[str, ...]], *fields: str) -> str:
     return next((card[field][0] for field in fields if card.get(field)), "")
+
+
+def _readable(name: str) -> str:
+    """A file name that may not be UTF-8."""
+    return name.encode("utf-8", "replace").decode("utf-8")
 
 
 def _sampling(folder: Path) -> Iterable[KeyValue]:

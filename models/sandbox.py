@@ -3,15 +3,18 @@
 jinja2's immutable sandbox, without a loader, with the filters and methods that chat templates
 use and no others. jinja2 bounds neither time nor memory, so before a template is compiled, every
 loop, macro, literal, concatenation, filter and call in it is wrapped: it counts against one
-budget, and what would be too large is refused before it is built. The only module that imports
-jinja2; it knows neither messages nor models.
+budget, and what would be too large is refused before it is built. That gives most refusals their
+words; what gets past it ends with the process it runs in, `dotscli.models.template_child`. The
+only module that imports jinja2; it knows neither messages nor models.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from types import CodeType
 from typing import Any
 
 from jinja2 import Template, Undefined, nodes
@@ -23,9 +26,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.visitor import NodeTransformer
 
 from dotscli.errors import DotsError
-from dotscli.models.budget import Budget, RefusalError
+from dotscli.models.template_limits import MAX_SECONDS, Budget, RefusalError
 
-MAX_SOURCE = 256 * 1024  # characters; the longest published templates have about 20,000
+HINT = "`dots inspect MODEL` shows the template; --no-template does without"
 
 FILTERS = (
     "abs capitalize count d default dictsort first float int items last length list lower map max "
@@ -221,32 +224,35 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return datetime.now().strftime(form[:100])
 
 
-def run(source: str, values: Mapping[str, Any], n_chars: int) -> str:
+def run(source: str, values: Mapping[str, Any], n_chars: int, seconds: float = MAX_SECONDS) -> str:
     """The text that a template makes of `values`, which hold `n_chars` characters of messages.
+
+    The time is looked at between the steps of a template: compiling it, or one call within it, can
+    take longer. Code that was compiled once is kept.
 
     Raises:
         DotsError: it is malformed, refuses the values, or may not do what it does.
     """
-    hint = "`dots inspect MODEL` shows the template; --no-template does without"
-    if len(source) > MAX_SOURCE:
-        raise DotsError(
-            f"the chat template has {len(source)} characters, more than {MAX_SOURCE}", hint
-        )
-    sandbox = _Sandbox(Budget(n_chars))
+    sandbox = _Sandbox(Budget(n_chars, seconds))
     try:
-        tree = _Counted().visit(sandbox.parse(source))
-        template = Template.from_code(sandbox, sandbox.compile(tree), sandbox.globals, None)
+        template = Template.from_code(sandbox, _compiled(source), sandbox.globals, None)
         context = template.new_context(dict(values))
         return sandbox.concat(template.root_render_func(context))
     except (RefusalError, SecurityError) as error:
-        raise DotsError(f"the chat template stopped: {_line(error)}", hint) from error
+        raise DotsError(f"the chat template stopped: {_line(error)}", HINT) from error
     except TemplateError as error:
         where = f" (line {line})" if (line := getattr(error, "lineno", None)) else ""
-        raise DotsError(f"the chat template is malformed: {_line(error)}{where}", hint) from error
-    except (ArithmeticError, LookupError, MemoryError, RecursionError, SyntaxError) as error:
-        raise DotsError(f"the chat template failed: {_line(error)}", hint) from error
+        raise DotsError(f"the chat template is malformed: {_line(error)}{where}", HINT) from error
+    except (ArithmeticError, LookupError, RecursionError, SyntaxError) as error:
+        raise DotsError(f"the chat template failed: {_line(error)}", HINT) from error
     except (AttributeError, AssertionError, TypeError, ValueError) as error:
-        raise DotsError(f"the chat template failed: {_line(error)}", hint) from error
+        raise DotsError(f"the chat template failed: {_line(error)}", HINT) from error
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(source: str) -> CodeType:
+    sandbox = _Sandbox(Budget(0, MAX_SECONDS))
+    return sandbox.compile(_Counted().visit(sandbox.parse(source)))
 
 
 def _line(error: BaseException) -> str:

@@ -2,7 +2,7 @@
 
 `render` gives that text; `segments` also tells which parts of it came from the messages, so that
 the tag `<|endofuserprompt|>` in something a user pasted stays text and ends nobody's turn. It
-knows no tokens and no model; the sandbox that templates run in is `dotscli.models.sandbox`.
+knows no tokens and no model; where a template runs is `dotscli.models.template_process`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
+from dotscli.models.template_process import rendered
 
 DOTS1_TEMPLATE = (Path(__file__).parent / "templates" / "dots1.jinja").read_text("utf-8")
 
@@ -47,16 +48,13 @@ def render(
         DotsError: the template is malformed, refuses these messages, reaches out of its sandbox,
             or uses more time, text or values than a chat template needs.
     """
-    # jinja2 is loaded here, because `dots --help` must not.
-    from dotscli.models.sandbox import run
-
     values = {
         "messages": [dict(message) for message in messages],
         "add_generation_prompt": add_generation_prompt,
         "eos_token": eos_token,
         "bos_token": bos_token,
     }
-    return run(template, values, sum(len(message["content"]) for message in messages))
+    return rendered(template, values, sum(len(message["content"]) for message in messages))
 
 
 def segments(

@@ -48,7 +48,7 @@ class Naming(Enum):
 
 
 @dataclass(frozen=True)
-class Source:
+class SourceTensor:
     """One tensor of the checkpoint and the part of it that a GGUF tensor takes.
 
     Attributes:
@@ -60,6 +60,11 @@ class Source:
     name: str
     shape: tuple[int, ...]
     rows: tuple[int, int] | None = None
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of each matrix in it, also of those that the GGUF tensor doesn't take."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class TensorSpec:
 
     name: str
     shape: tuple[int, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[SourceTensor, ...]
     layer: int | None = None
 
     @property
@@ -87,9 +92,41 @@ class TensorSpec:
         return n
 
     @property
+    def is_stack(self) -> bool:
+        """Whether it stacks the matrices of experts."""
+        return len(self.shape) == 3
+
+    @property
     def n_experts(self) -> int:
         """Number of expert matrices stacked in it; 1 for everything else."""
-        return self.shape[0] if len(self.shape) == 3 else 1
+        return self.shape[0] if self.is_stack else 1
+
+    @property
+    def n_columns(self) -> int:
+        """Weights in a row."""
+        return self.shape[-1]
+
+    @property
+    def matrix_rows(self) -> int:
+        """Rows of one expert's matrix, or of the one there is; 1 for a vector."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all matrices together."""
+        return self.n_experts * self.matrix_rows
+
+    def source_of(self, expert: int) -> tuple[SourceTensor, int]:
+        """The tensor of the checkpoint with an expert's matrix, and the first row of that in it.
+
+        A fused stack has the rows of all experts one after the other, of each gate before up.
+        """
+        if len(self.sources) > 1:
+            source, first = self.sources[expert], 0
+        else:
+            source = self.sources[0]
+            first = expert * source.matrix_rows
+        return source, first + (source.rows[0] if source.rows else 0)
 
 
 _FUSED_NAME = re.compile(r"\.mlp\.experts\.(?:gate_up_proj|down_proj)(\.weight)?$")
@@ -123,7 +160,7 @@ def tensor_specs(model: Sizes, naming: Naming) -> tuple[TensorSpec, ...]:
 
 
 def _plain(gguf: str, hf: str, shape: tuple[int, ...], layer: int | None = None) -> TensorSpec:
-    return TensorSpec(gguf, shape, (Source(hf, shape),), layer)
+    return TensorSpec(gguf, shape, (SourceTensor(hf, shape),), layer)
 
 
 def _attention(model: Sizes, layer: int) -> Iterator[TensorSpec]:
@@ -164,11 +201,11 @@ def _experts(model: Sizes, layer: int, naming: Naming) -> Iterator[TensorSpec]:
     for role in ("gate", "up", "down"):
         shape = (n_embd, width) if role == "down" else (width, n_embd)
         if naming is Naming.PER_EXPERT:
-            sources = tuple(Source(f"{hf}.{e}.{role}_proj.weight", shape) for e in range(n))
+            sources = tuple(SourceTensor(f"{hf}.{e}.{role}_proj.weight", shape) for e in range(n))
         elif role == "down":
-            sources = (Source(f"{hf}.down_proj{naming.value}", (n, *shape)),)
+            sources = (SourceTensor(f"{hf}.down_proj{naming.value}", (n, *shape)),)
         else:
             rows = (0, width) if role == "gate" else (width, 2 * width)
             whole = (n, 2 * width, n_embd)
-            sources = (Source(f"{hf}.gate_up_proj{naming.value}", whole, rows),)
+            sources = (SourceTensor(f"{hf}.gate_up_proj{naming.value}", whole, rows),)
         yield TensorSpec(f"blk.{layer}.ffn_{role}_exps.weight", (n, *shape), sources, layer)

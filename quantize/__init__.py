@@ -1,8 +1,8 @@
 """One streaming pass from a safetensors checkpoint, or from another GGUF, to a GGUF file.
 
 `quantize_checkpoint` is the one call; `plan_checkpoint` says what it would write, and `plan_steps`
-how far it is with a budget's plan. Importing this
-package costs nothing: what does the work is imported when it is called.
+how far it is with a budget's plan. Importing this package costs nothing: what does the work is
+imported when it is called.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from dotscli.quantize.budget import Budget
-    from dotscli.quantize.checkpoint import Event
-    from dotscli.quantize.fit import Fit
-    from dotscli.quantize.measure import Measuring
-    from dotscli.quantize.plan import Plan
+from dotscli.quantize.request import DEFAULT_MAX_MEMORY, DEFAULT_TYPE, Budget, Request
 
-DEFAULT_TYPE = "q4"
+if TYPE_CHECKING:
+    from dotscli.quantize.fit.fit import Fit
+    from dotscli.quantize.fit.measure import Measuring
+    from dotscli.quantize.plan import Plan
+    from dotscli.quantize.run import Event
+
+__all__ = ["DEFAULT_TYPE", "plan_checkpoint", "plan_steps", "quantize_checkpoint"]
 
 
 def quantize_checkpoint(
@@ -47,7 +48,7 @@ def quantize_checkpoint(
         folder: holds config.json, tokenizer.json and the safetensors; or a GGUF, or the first file
             of a split one.
         out: the GGUF; out.part and out.part.journal are used meanwhile.
-        type: a preset of `dotscli.quantize.presets.PRESETS`, or a GGUF whose types are taken.
+        type: a preset of `dotscli.quantize.recipe.presets`, or a GGUF whose types are taken.
         tensor_types: overrides REGEX=TYPE, the first that matches wins.
         imatrix: importance matrix in llama.cpp's GGUF or .dat form.
         threads: 0 takes every core. max_memory: bytes, None is 4 GiB.
@@ -62,19 +63,32 @@ def quantize_checkpoint(
             not looked at then, tensor_types are.
 
     Yields:
-        With a budget Measuring and Fit of `dotscli.quantize.decide`, then
+        With a budget Measuring and Fit of `dotscli.quantize.fit.decide`, then
         the events of `dotscli.quantize.convert`: Started, Resumed after an interruption, Progress,
         TensorDone, Finished.
 
     Raises:
         DotsError: whatever is wrong with the input, the options or the disk.
     """
-    from dotscli.quantize.checkpoint import quantize
+    from dotscli.quantize.run import quantize
 
     return quantize(
-        folder, out, type, tuple(tensor_types), imatrix, threads, max_memory, force, restart,
-        split_max_size, report, blend, budget,
-    )  # fmt: skip
+        Request(
+            source=folder,
+            out=out,
+            type=type,
+            tensor_types=tuple(tensor_types),
+            imatrix=imatrix,
+            blend=blend,
+            budget=budget,
+            split_max_size=split_max_size,
+            threads=threads,
+            max_memory=DEFAULT_MAX_MEMORY if max_memory is None else max_memory,
+            force=force,
+            restart=restart,
+            report=report,
+        )
+    )
 
 
 def plan_checkpoint(
@@ -114,8 +128,17 @@ def plan_steps(
     Raises:
         DotsError: whatever is wrong with the input or the options.
     """
-    from dotscli.quantize.checkpoint import plan_steps
+    from dotscli.quantize.run import plan_steps
 
     return plan_steps(
-        folder, type, tuple(tensor_types), imatrix, budget, split_max_size, threads, blend
+        Request(
+            source=folder,
+            type=type,
+            tensor_types=tuple(tensor_types),
+            imatrix=imatrix,
+            blend=blend,
+            budget=budget,
+            split_max_size=split_max_size,
+            threads=threads,
+        )
     )

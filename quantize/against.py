@@ -1,8 +1,8 @@
 """compare(): makes the tensors of a GGUF again from its checkpoint and compares the bytes.
 
 The types are those of the file, so a file of any recipe can be compared. On the way the error of
-every matrix is measured, as `dotscli.quantize.error` defines it: weighted by the importance matrix
-that the file was made with, if there is one.
+every matrix is measured, as `dotscli.quantize.rows.error` defines it: weighted by the importance
+matrix that the file was made with, if there is one.
 """
 
 from __future__ import annotations
@@ -17,17 +17,15 @@ from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufTensor, read_gguf, read_one
 from dotscli.quantize.encoder import Encoder
-from dotscli.quantize.error import ErrorAndPower, relative_error
-from dotscli.quantize.importance import THIN_KEY, load_importance
-from dotscli.quantize.inputs import Input, open_input
-from dotscli.quantize.jobs import JOB_WEIGHTS, Job, jobs
+from dotscli.quantize.imatrix.importance import THIN_KEY, load_importance
+from dotscli.quantize.jobs import JOB_SIZE, Job, jobs
 from dotscli.quantize.plan import Plan, TensorPlan
-from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.types import TYPES
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.rows.error import ErrorAndPower, relative_error
+from dotscli.quantize.source.inputs import Input, open_input
+from dotscli.quantize.threads import default_threads, in_order
+from dotscli.quantize.types import written
 from dotscli.quantize.verify import check_names, read_at
-from dotscli.quantize.workers import default_threads, in_order
-
-_BY_ID = {kind.id: kind for kind in TYPES}
 
 
 @dataclass(frozen=True)
@@ -106,32 +104,32 @@ def compare(
             tensor.name: tensor for tensor in gguf.tensors if not names or tensor.name in names
         }
         plan = _plan(path, found, given)
-        encoder = Encoder(plan, given.weights, importance, JOB_WEIGHTS)
-        work = list(jobs(plan, given.weights, JOB_WEIGHTS))
+        encoder = Encoder(plan, given.source, importance, JOB_SIZE)
+        work = list(jobs(plan, given.source, JOB_SIZE))
         yield Comparing(len(plan.tensors), sum(job.nbytes for job in work))
         yield from _results(encoder, work, places, threads or default_threads())
     finally:
-        given.weights.close()
+        given.source.close()
 
 
 def _plan(path: Path, found: dict[str, GgufTensor], given: Input) -> Plan:
     """The tensors of the file, with the sources that the input has for them."""
     tensors = []
-    for spec in given.weights.specs(given.model):
+    for spec in given.source.specs(given.model):
         tensor = found.pop(spec.name, None)
         if tensor is None:
             continue
-        kind = _BY_ID.get(tensor.type_id)
+        kind = written(tensor.type_id)
         if tensor.shape != spec.shape[::-1] or kind is None:
             raise DotsError(
                 f"{path}: {spec.name} is {list(tensor.shape)} as {tensor.type_name}, the "
-                f"input {given.weights.origin} makes {list(spec.shape[::-1])}",
+                f"input {given.source.origin} makes {list(spec.shape[::-1])}",
                 hint="the file is of another model, or in a type that dots does not write",
             )
         tensors.append(TensorPlan(spec, kind, tensor.nbytes, 0))
     if found:
         raise DotsError(
-            f"{path} holds {next(iter(found))}, which {given.weights.origin} does not have"
+            f"{path} holds {next(iter(found))}, which {given.source.origin} does not have"
         )
     return Plan(given.model, Recipe.preset("f32"), tuple(tensors))
 
@@ -160,7 +158,7 @@ def _results(
             if following and (following.tensor, following.expert) == (job.tensor, job.expert):
                 continue
             tensor = tensors[job.tensor]
-            expert = job.expert if len(tensor.shape) > 2 else None  # a stack
+            expert = job.expert if tensor.spec.is_stack else None
             relative = relative_error(error, power)
             yield MatrixError(tensor.name, tensor.type.name, expert, relative, n_different)
             n_different, error, power = 0, 0.0, 0.0

@@ -1,9 +1,9 @@
 """convert(): does what a plan says and tells of it by events; nothing is printed here.
 
-The main thread cuts jobs and hands on events; worker threads map rows, quantize them and write them
-to their place. Every place is known from the plan, so the file's bytes do not depend on threads or
-timing, nor on whether an interruption came between: whatever ends it early, a signal or the power
-included, finished tensors stay in the part, and the next run checks and keeps them.
+The main thread cuts jobs and hands on events; worker threads read rows, quantize them and write
+them to their place. Every place is known from the plan, so the file's bytes do not depend on
+threads or timing, nor on whether an interruption came between: whatever ends it early, a signal or
+the power included, finished tensors stay in the part, and the next run checks and keeps them.
 """
 
 from __future__ import annotations
@@ -15,20 +15,19 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.checksums import Sums, tensor_checksums
 from dotscli.quantize.encoder import Encoder, Importance
-from dotscli.quantize.error import ErrorAndPower
-from dotscli.quantize.identity import identity, sources
-from dotscli.quantize.jobs import Job, job_weights, jobs
-from dotscli.quantize.journal import Journal
-from dotscli.quantize.layout import layouts
-from dotscli.quantize.output import Output
+from dotscli.quantize.jobs import Job, job_size, jobs
+from dotscli.quantize.output.checksums import Sums, tensor_checksums
+from dotscli.quantize.output.error_report import ErrorReport
+from dotscli.quantize.output.identity import identity, sources
+from dotscli.quantize.output.journal import Journal
+from dotscli.quantize.output.layout import layouts
+from dotscli.quantize.output.output import Output
 from dotscli.quantize.plan import Plan
-from dotscli.quantize.report import ErrorReport
-from dotscli.quantize.weights import Weights
-from dotscli.quantize.workers import default_threads, in_order
-
-DEFAULT_MAX_MEMORY = 4 << 30
+from dotscli.quantize.request import Request
+from dotscli.quantize.rows.error import ErrorAndPower
+from dotscli.quantize.source.source import Source
+from dotscli.quantize.threads import default_threads, in_order
 
 
 @dataclass(frozen=True)
@@ -90,18 +89,10 @@ Event = Started | Resumed | Progress | TensorDone | Finished
 
 def convert(
     plan: Plan,
-    source: Weights,
+    source: Source,
     keys: Sequence[KeyValue],
-    out: Path,
-    *,
-    threads: int = 0,
-    max_memory: int = DEFAULT_MAX_MEMORY,
-    force: bool = False,
-    restart: bool = False,
-    split_max_size: int | None = None,
+    request: Request,
     importance: Importance | None = None,
-    inputs: Sequence[Path] = (),
-    report: Path | None = None,
     warnings: tuple[str, ...] = (),
 ) -> Iterator[Event]:
     """Write the file that the plan describes, or go on with it.
@@ -109,15 +100,8 @@ def convert(
     Args:
         source: what the plan's tensors are made from.
         keys: the metadata.
-        out: the file; out.part and out.part.journal are used meanwhile.
-        threads: 0 takes every core.
-        max_memory: bytes that the process may hold; the work is cut accordingly.
-        force: replace an existing file.
-        restart: throw away what an interrupted run has left.
-        split_max_size: write several files of at most so many bytes if one would be larger.
+        request: where to and how; its recipe and budget have become the plan already.
         importance: weights of columns per tensor name; tensors without are quantized plainly.
-        inputs: further files that the output depends on, and that it must not be.
-        report: a JSON file for the error of every matrix, which is measured on the way.
         warnings: handed on in Started.
 
     Yields:
@@ -127,27 +111,30 @@ def convert(
     Raises:
         DotsError: the output is not allowed or too large, a weight is not finite, writing failed.
     """
-    threads = threads or default_threads()
-    weights = job_weights(plan, threads, max_memory)
-    files = layouts(plan, keys, out, split_max_size)
+    threads = request.threads or default_threads()
+    size = job_size(plan, threads, request.max_memory)
+    files = layouts(plan, keys, request.out, request.split_max_size)
+    inputs = () if request.imatrix is None else (request.imatrix,)
     all_inputs = [*source.inputs, *inputs]
-    output = Output(files, inputs=all_inputs, force=force)
+    output = Output(files, inputs=all_inputs, force=request.force)
     output.check()
-    encoder = Encoder(plan, source, importance, weights)
-    errors = None if report is None else ErrorReport(report, plan, out, all_inputs)
+    encoder = Encoder(plan, source, importance, size)
+    errors = None
+    if request.report is not None:
+        errors = ErrorReport(request.report, plan, request.out, all_inputs)
     n_matrices = [tensor.spec.n_experts for tensor in plan.tensors]
     depends_on = identity(files, keys, inputs)
-    with Journal(output.path, depends_on, sources(plan, source), n_matrices) as journal:
-        if restart:
-            journal.forget()
+    made_from = sources(plan, source)
+    with Journal(output.path, depends_on, made_from, n_matrices, request.restart) as journal:
+        output.expect_parts(journal.is_ours)
         if errors is not None:
-            errors.check(force or journal.naming)
+            errors.check(request.force or journal.naming)
         if journal.naming:
             output.take_back()
         with output:
             journal.begin(output)
             try:
-                yield from _write(encoder, output, journal, errors, threads, weights, warnings)
+                yield from _write(encoder, output, journal, errors, threads, warnings)
             finally:
                 with suppress(DotsError):  # a full disk has been told of already
                     journal.commit(output)
@@ -165,13 +152,12 @@ def _write(
     journal: Journal,
     errors: ErrorReport | None,
     threads: int,
-    weights: int,
     warnings: tuple[str, ...],
 ) -> Iterator[Event]:
     """Everything between the open parts and their names."""
     plan, source = encoder.plan, encoder.source
     left = [0] * len(plan.tensors)  # bytes of the checkpoint that each tensor still waits for
-    for job in jobs(plan, source, weights):
+    for job in jobs(plan, source, encoder.job_size):
         left[job.tensor] += job.nbytes
     total, done = sum(left), 0
     if journal.notice:
@@ -199,7 +185,7 @@ def _write(
             sums.written(job.tensor, job.expert, made)
         return job, None if errors is None else encoder.error(job, made)
 
-    todo = (job for job in jobs(plan, source, weights) if left[job.tensor])
+    todo = (job for job in jobs(plan, source, encoder.job_size) if left[job.tensor])
     told = 0
     with in_order(run, todo, threads) as results:
         for job, error in results:

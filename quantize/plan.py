@@ -1,8 +1,8 @@
 """plan(): every tensor of the output, with its sources, type, size and place, before a byte is
 written.
 
-With weights, every tensor of the input is accounted for; without (a dry run from config.json alone)
-the sizes are the same. It reads no weights.
+With a source, every tensor of the input is accounted for; without (a dry run from config.json
+alone) the sizes are the same. It reads no weights.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from dotscli.models.gguf_type import TensorType
 from dotscli.models.tensors import Naming, Sizes, TensorSpec, tensor_specs
-from dotscli.quantize.codec import DTYPES
-from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.types import TensorType
-from dotscli.quantize.weights import Weights
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.source.source import Source
+from dotscli.quantize.types import DTYPES
 
 ALIGNMENT = 32  # GGUF's default for the start of a tensor
 
@@ -44,6 +44,16 @@ class TensorPlan:
     def shape(self) -> tuple[int, ...]:
         """Numpy order, rows before columns."""
         return self.spec.shape
+
+    @property
+    def row_nbytes(self) -> int:
+        """Bytes of one row in the file."""
+        return self.type.row_nbytes(self.spec.n_columns)
+
+    @property
+    def matrix_nbytes(self) -> int:
+        """Bytes of one expert's matrix in the file, or of the one there is."""
+        return self.spec.matrix_rows * self.row_nbytes
 
 
 @dataclass(frozen=True)
@@ -97,19 +107,19 @@ class Plan:
 
 
 def plan(
-    model: Sizes, weights: Weights | None, recipe: Recipe, with_importance: bool = False
+    model: Sizes, source: Source | None, recipe: Recipe, with_importance: bool = False
 ) -> Plan:
     """Decide every tensor of the output.
 
     Args:
-        weights: the input; None plans from the sizes alone.
+        source: the input; None plans from the sizes alone.
         with_importance: whether an importance matrix will be used (some presets differ).
 
     Raises:
         DotsError: tensors missing, superfluous, of a wrong shape or dtype; an override that matches
             nothing.
     """
-    specs = weights.specs(model) if weights else tensor_specs(model, Naming.PER_EXPERT)
+    specs = source.specs(model) if source else tensor_specs(model, Naming.PER_EXPERT)
     recipe.check_overrides(specs)
     tensors, offset = [], 0
     for spec in specs:
@@ -117,15 +127,15 @@ def plan(
         nbytes = stored_nbytes(spec, kind)
         tensors.append(TensorPlan(spec, kind, nbytes, offset))
         offset += aligned(nbytes)
-    warnings = _lost_twice(tensors, weights) if weights else ()
+    warnings = _lost_twice(tensors, source) if source else ()
     return Plan(model, recipe, tuple(tensors), warnings)
 
 
-def _lost_twice(tensors: Sequence[TensorPlan], weights: Weights) -> tuple[str, ...]:
+def _lost_twice(tensors: Sequence[TensorPlan], source: Source) -> tuple[str, ...]:
     """A warning if tensors that are stored in 8 bits or less are to be quantized once more."""
     found = {}
     for tensor in tensors:
-        dtype = weights.dtype(tensor.spec.sources[0].name)
+        dtype = source.dtype(tensor.spec.sources[0].name)
         if tensor.type.quantized and dtype not in (*DTYPES, tensor.type.name):
             found[tensor.name] = dtype
     if not found:
@@ -139,7 +149,7 @@ def _lost_twice(tensors: Sequence[TensorPlan], weights: Weights) -> tuple[str, .
 
 def stored_nbytes(spec: TensorSpec, kind: TensorType) -> int:
     """Bytes of one tensor as a type that fits its rows, without padding."""
-    return spec.n_elements // spec.shape[-1] * kind.row_nbytes(spec.shape[-1])
+    return spec.n_rows * kind.row_nbytes(spec.n_columns)
 
 
 def aligned(nbytes: int) -> int:

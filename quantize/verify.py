@@ -1,8 +1,9 @@
-"""verify(): is a GGUF still what was written? Structure, then the checksums in its metadata.
+"""verify(): is a GGUF still what was written? Its structure, checksums and numbers.
 
-Every matrix is hashed and compared, so that damage is named by tensor and expert with nothing but
-the file. What it is compared with when there is a checkpoint is in `dotscli.quantize.against`;
-nothing is printed here.
+Every matrix is read: hashed and compared where the file has checksums, so that damage is named by
+tensor and expert with nothing but the file; and looked through for floats and scales that are not
+finite, which no quantizer writes, whatever program wrote the file. What it is compared with when
+there is a checkpoint is in `dotscli.quantize.against`; nothing is printed here.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
-from dotscli.models.gguf_file import GgufArray, GgufFile, GgufTensor, read_gguf, read_one
-from dotscli.quantize.checksums import KEY, N_HEADER, checksum, matrix_checksum
-from dotscli.quantize.gguf_header import tensor_info
-from dotscli.quantize.workers import default_threads, in_order
-
-_U64 = 10  # gguf_type
+from dotscli.models.gguf_file import GgufArray, GgufFile, read_gguf, read_one
+from dotscli.models.gguf_type import TENSOR_TYPES, UINT64, TensorType
+from dotscli.quantize.output.checksums import KEY, N_HEADER, PIECE_NBYTES, checksum
+from dotscli.quantize.output.gguf_header import tensor_info
+from dotscli.quantize.rows.sound import first_unsound
+from dotscli.quantize.threads import default_threads, in_order
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,16 @@ class Matrix:
     Attributes:
         path: the file it lies in.
         expert: its number, or None.
+        n_columns: weights in a row.
         start: first byte in the file; nbytes: how many.
         expected: its checksum, or None if the file has none.
     """
 
     path: Path
     tensor: str
-    type: str
+    type: TensorType
     expert: int | None
+    n_columns: int
     start: int
     nbytes: int
     expected: int | None
@@ -50,17 +53,18 @@ class Matrix:
 
 @dataclass(frozen=True)
 class Opened:
-    """The structure is sound; so much is going to be read."""
+    """The structure is sound; so much is going to be read, and so much of it has checksums."""
 
     n_tensors: int
     n_matrices: int
     nbytes: int
+    hashed_nbytes: int
     with_checksums: bool
 
 
 @dataclass(frozen=True)
 class Read:
-    """So many bytes are compared."""
+    """So many bytes are read."""
 
     done_nbytes: int
 
@@ -100,19 +104,24 @@ def verify(path: Path, names: Sequence[str] = (), threads: int = 0) -> Iterator[
     ]
     with_checksums = any(matrix.expected is not None for matrix in found)
     n_tensors = len({matrix.tensor for matrix in found})
-    nbytes = sum(matrix.nbytes for matrix in found if matrix.expected is not None)
-    yield Opened(n_tensors, len(found), nbytes, with_checksums)
+    nbytes = sum(matrix.nbytes for matrix in found)
+    hashed = sum(matrix.nbytes for matrix in found if matrix.expected is not None)
+    yield Opened(n_tensors, len(found), nbytes, hashed, with_checksums)
     for file, damage in zip(files, headers, strict=True):
         if damage:
             yield Damaged(f"{file.path}: {damage}")
     done = 0
-    todo = (matrix for matrix in found if matrix.expected is not None)
-    with in_order(_hashed, todo, threads or default_threads()) as results:
-        for matrix, value in results:
+    with in_order(_examined, found, threads or default_threads()) as results:
+        for matrix, value, unsound in results:
             done += matrix.nbytes
             yield Read(done)
-            if value != matrix.expected:
-                what = f"{matrix.path}: {matrix.label} ({matrix.type}) is damaged"
+            what = f"{matrix.path}: {matrix.label} ({matrix.type}) is damaged"
+            if unsound is not None:
+                row, column = divmod(unsound * matrix.type.block, matrix.n_columns)
+                numbers = "a scale that is" if matrix.type.quantized else "a value that is"
+                what += f": {numbers} not finite in row {row}, column {column}"
+                yield Damaged(what, matrix.tensor, matrix.expert)
+            elif matrix.expected not in (None, value):
                 yield Damaged(what, matrix.tensor, matrix.expert)
 
 
@@ -128,23 +137,18 @@ def check_names(gguf: GgufFile, names: Sequence[str]) -> None:
             )
 
 
-def n_experts(tensor: GgufTensor) -> int:
-    """How many matrices a tensor stacks; the others are one."""
-    return tensor.shape[2] if len(tensor.shape) == 3 else 1  # rows, columns, experts
-
-
 def matrices(file: GgufFile, sums: Sequence[int] | None) -> Iterator[Matrix]:
     """Every matrix of one file, with its checksum if there are some."""
     position = N_HEADER
     for tensor in file.tensors:
-        count = n_experts(tensor)
-        nbytes = tensor.nbytes // count
-        for expert in range(count):
+        nbytes = tensor.matrix_nbytes
+        for expert in range(tensor.n_experts):
             yield Matrix(
                 path=file.path,
                 tensor=tensor.name,
-                type=tensor.type_name,
-                expert=expert if len(tensor.shape) > 2 else None,
+                type=TENSOR_TYPES[tensor.type_id],
+                expert=expert if tensor.is_stack else None,
+                n_columns=tensor.shape[0],
                 start=file.data_offset + tensor.offset + expert * nbytes,
                 nbytes=nbytes,
                 expected=None if sums is None else sums[position],
@@ -165,20 +169,38 @@ def read_at(path: Path, start: int, nbytes: int) -> bytes:
     return data
 
 
-def _hashed(matrix: Matrix) -> tuple[Matrix, int]:
+def _examined(matrix: Matrix) -> tuple[Matrix, int, int | None]:
+    """Its checksum, and the number of its first block that is not sound."""
+    unsound: int | None = None
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal unsound
+        whole = PIECE_NBYTES // matrix.type.block_nbytes * matrix.type.block_nbytes
+        for at in range(0, matrix.nbytes, whole):
+            piece = _read(fd, matrix, at, min(whole, matrix.nbytes - at))
+            if unsound is None and (found := first_unsound(piece, matrix.type)) is not None:
+                unsound = at // matrix.type.block_nbytes + found
+            yield piece
+
     try:
         fd = os.open(matrix.path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     except OSError as error:
         raise DotsError(f"{matrix.path} can't be read: {error.strerror}") from None
     try:
-        value = matrix_checksum(
-            lambda _, start, nbytes: os.pread(fd, nbytes, start), 0, matrix.start, matrix.nbytes
-        )
-    except OSError as error:
-        raise DotsError(f"{matrix.path}: {matrix.label} can't be read: {error.strerror}") from None
+        value = checksum(pieces())
     finally:
         os.close(fd)
-    return matrix, value
+    return matrix, value, unsound
+
+
+def _read(fd: int, matrix: Matrix, at: int, nbytes: int) -> bytes:
+    try:
+        data = os.pread(fd, nbytes, matrix.start + at)
+    except OSError as error:
+        raise DotsError(f"{matrix.path}: {matrix.label} can't be read: {error.strerror}") from None
+    if len(data) < nbytes:
+        raise DotsError(f"{matrix.path} became shorter while it was being read")
+    return data
 
 
 _REARRANGED = (
@@ -191,7 +213,7 @@ _CHANGED = "the metadata was changed after the file was written, or is damaged"
 def _sums(file: GgufFile) -> Sequence[int] | None:
     """The values of the checksum key, or None if it isn't there."""
     value = file.metadata.get(KEY)
-    if not isinstance(value, GgufArray) or value.element_type != _U64:
+    if not isinstance(value, GgufArray) or value.element_type != UINT64:
         return None
     return [int(number) for number in value.numbers()]
 
@@ -202,7 +224,7 @@ def _header_damage(file: GgufFile) -> str:
     if sums is None:
         return ""
     infos = b"".join(tensor_info(t.name, t.shape, t.type_id, t.offset) for t in file.tensors)
-    count = N_HEADER + sum(n_experts(tensor) for tensor in file.tensors)
+    count = N_HEADER + sum(tensor.n_experts for tensor in file.tensors)
     if len(sums) != count or sums[1] != checksum([infos]):
         return _REARRANGED
     header = read_at(file.path, 0, file.data_offset)

@@ -1,7 +1,7 @@
 """Weights and importance that go looking for the corners of a quantizer.
 
 Every kind is a function (rng, n_rows, n_columns) -> finite float32 array; columns come in
-multiples of 32. Used by tests/test_native_quantizers.py and bench/quantizers_equal.py.
+multiples of 32. Used by tests/test_native_quantizers.py and bench/quantize/quantizers_equal.py.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ import gguf
 import llama_cpp
 import numpy as np
 
-from dotscli.hot import library
-from dotscli.hot.plugin import HotModel
+from dotscli.hot.backend import library
+from dotscli.hot.backend.plugin import HotModel
 from tests import tiny
 
 SILENT = llama_cpp.llama_log_callback(lambda *_: None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from dotscli.engine import Engine, EngineOptions
-from dotscli.sampling import Sampling
-from dotscli.stream import Piece
+from dotscli.engine.sampling import Sampling
+from dotscli.engine.stream import Piece
 
 GREEDY = Sampling(temp=0.0)
 PROMPT = "hello world"

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dotscli.hot import library
+from dotscli.hot.backend import library
 
 ROOT = Path(__file__).resolve().parents[1]
 SERVE = """
@@ -43,11 +43,12 @@ class LaggingDevice:
         command = compiler()
         assert command, "no C++ compiler"
         target = folder / "liblagging.so"
-        sources = [ROOT / "tests/native/lagging_device.cpp", ROOT / "dotscli/native/ggml_calls.cpp"]
+        native = ROOT / "dotscli/native"
+        sources = [ROOT / "tests/native/lagging_device.cpp", native / "hot/ggml_calls.cpp"]
         subprocess.run(
             [command, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden",
              *os.environ.get("CXXFLAGS", "").split(),
-             f"-I{ROOT / 'dotscli/native'}", *sources, "-o", target, "-ldl", "-lpthread"],
+             f"-I{native}", *sources, "-o", target, "-ldl", "-lpthread"],
             check=True,
         )  # fmt: skip
         self.library = ctypes.CDLL(str(target))

@@ -18,9 +18,9 @@ from random import Random
 import numpy as np
 
 from dotscli.engine import Engine, EngineOptions
+from dotscli.engine.sampling import Sampling
 from dotscli.models.nano.arithmetic import answer, held_out
 from dotscli.models.nano.text import render, talks
-from dotscli.sampling import Sampling
 from tests.nano_reference import NANO, Reference, apart, texts_by_domain, usage
 
 FRESH_SEED = 424_242

@@ -16,18 +16,19 @@ from hypothesis import strategies as st
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint, plan_steps, quantize_checkpoint
-from dotscli.quantize.budget import Budget, Option, least_nbytes, most_nbytes, spend
-from dotscli.quantize.codec import Codec
 from dotscli.quantize.convert import Resumed, TensorDone
-from dotscli.quantize.decode import decode
-from dotscli.quantize.fit import Fit, fit
-from dotscli.quantize.groups import groups_of
-from dotscli.quantize.importance import load_importance
-from dotscli.quantize.measure import Measuring, measure, sample
+from dotscli.quantize.fit.fit import Fit, fit
+from dotscli.quantize.fit.knapsack import Option, least_nbytes, most_nbytes, spend
+from dotscli.quantize.fit.measure import Measuring, measure, sample
+from dotscli.quantize.fit.sensitivity import ROLES
+from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.plan import Plan, plan
-from dotscli.quantize.recipe import Override, quantizable
-from dotscli.quantize.sensitivity import ROLES
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.recipe.groups import groups_of
+from dotscli.quantize.recipe.recipe import Override, quantizable
+from dotscli.quantize.request import Budget
+from dotscli.quantize.rows.codec import Codec
+from dotscli.quantize.rows.decode import decode
+from dotscli.quantize.source.shards import Shards
 from dotscli.quantize.types import type_named
 from tests import reference, tiny
 from tests.test_dots1 import REAL
@@ -195,7 +196,7 @@ def test_errors_are_those_of_the_whole_tensor_weighted_by_its_use(tmp_path: Path
         _, found = drained(measure([(spec, [kind])], shards, importance, 1))
         error = power = 0.0
         for expert, source in enumerate(spec.sources):
-            weights = decode(bytes(shards.view(source.name, 0, 2 * 96 * 256)), type_named("BF16"))
+            weights = decode(bytes(shards.read(source.name, 0, 2 * 96 * 256)), type_named("BF16"))
             columns = None if importance is None else importance.row(spec.name, expert)
             out = np.empty(96 * kind.row_nbytes(256), np.uint8)
             Codec().encode(memoryview(weights).cast("B"), "F32", 256, kind, out, columns)

@@ -19,14 +19,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dotscli import calibration
 from dotscli.engine import Engine
 from dotscli.engine.collect_sums import dense_sums, expert_sums
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.imatrix_file import ImatrixFile, read_imatrix
-from dotscli.quantize.importance import load_importance
+from dotscli.quantize.imatrix import sums as calibration
+from dotscli.quantize.imatrix.file import ImatrixFile, read_imatrix
+from dotscli.quantize.imatrix.importance import load_importance
 from tests import gguf_maker, tiny
 from tests.transcript import Transcript, command, dots, environment
 
@@ -93,10 +93,11 @@ def test_coverage_says_which_experts_were_thin(small_gguf: Path, here: Path) -> 
         "layer": 1, "n_experts": 8, "seen": int((counts > 0).sum()), "least": 0,
         "median": int(np.median(counts)), "thin": np.flatnonzero(counts < 256).tolist(),
     }  # fmt: skip
-    table = calibrate(small_gguf, "--chunks", "4", "--force").stdout.splitlines()
-    assert table[0].split() == ["layer", "experts", "seen", "least", "tokens", "median", "thin"]
-    assert table[1].split()[:4] == ["1", "8", str(layer["seen"]), "0"]
-    assert table[-1] == "out.gguf"
+    done = calibrate(small_gguf, "--chunks", "4", "--force")
+    assert done.stdout == "out.gguf\n"
+    table = [line.split() for line in done.stderr.splitlines()]
+    first = table.index(["layer", "experts", "seen", "least", "tokens", "median", "thin"])
+    assert table[first + 1][:4] == ["1", "8", str(layer["seen"]), "0"]
 
 
 def test_the_file_serves_to_quantize(small_gguf: Path, here: Path) -> None:
@@ -118,6 +119,8 @@ def test_a_dry_run_says_how_much_and_writes_nothing(small_gguf: Path, here: Path
     }  # fmt: skip
     assert f"{tokens} tokens: 9 chunks" in calibrate(small_gguf, "--dry-run").stdout
     assert sorted(path.name for path in here.iterdir()) == ["text.txt"]
+    (here / "out.gguf").write_text("of an earlier run")  # nothing is written, so it may be there
+    assert calibrate(small_gguf, "--dry-run").exit_status == 0
 
 
 def test_two_texts_are_read_one_after_the_other(small_gguf: Path, here: Path) -> None:
@@ -162,7 +165,7 @@ def test_killed_at_any_moment_the_work_goes_on(small_gguf: Path, here: Path) -> 
     """SIGKILL leaves no time to save: what the periodic saves have kept must do."""
     (here / "text.txt").write_text(TEXT.read_text() * 20)
     calibrate(small_gguf, out="whole.gguf")
-    script = "from dotscli import calibration as c; c.SAVE_S = c.SAVE_SHARE = 0.0; "
+    script = "from dotscli.quantize.imatrix import sums as c; c.SAVE_S = c.SAVE_SHARE = 0.0; "
     script += "from dotscli.__main__ import main; main()"
     words = ["calibrate", str(small_gguf), "-f", "text.txt", "-o", "out.gguf", "-c", "256"]
     rng = random.Random(1)
@@ -317,13 +320,13 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
 def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     """A damaged weight must not become an importance matrix, nor leave anything behind."""
     made = gguf_maker.dots1()
-    shape, kind, data = made.tensors["blk.1.attn_norm.weight"]
-    made.tensors["blk.1.attn_norm.weight"] = (shape, kind, b"\xff" * len(data))
+    shape, kind, data = made.tensors["blk.0.attn_output.weight"]
+    made.tensors["blk.0.attn_output.weight"] = (shape, kind, b"\xff" * len(data))
     model = made.write(tmp_path / "nan.gguf")
     (tmp_path / "text.txt").write_bytes(TEXT.read_bytes())
     out = tmp_path / "out.gguf"
     done = dots("calibrate", model, "-f", tmp_path / "text.txt", "-o", out, "-c", "64")
     assert done.exit_status == 1
-    assert "what goes into blk.1.attn_" in done.stderr
+    assert "what goes into blk.0.ffn_" in done.stderr
     assert "is not finite" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.gguf", "text.txt"]

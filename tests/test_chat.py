@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.chat import Conversation, Message, encode
-from dotscli.editor import joined
+from dotscli.conversation.conversation import Conversation, Message, encode
+from dotscli.conversation.editor import joined
+from dotscli.conversation.slash import COMMANDS, Command, execute, parse
 from dotscli.engine import Engine, EngineOptions
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
 from dotscli.models.template import DOTS1_TEMPLATE, render
-from dotscli.sampling import Sampling
-from dotscli.slash import COMMANDS, Command, execute, parse
 from tests.transcript import dots, dots_process, on_a_terminal
 
 YES = Sampling(grammar='root ::= "yes"')

@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.quantize import codec
-from dotscli.quantize.codec import BadValue, Codec, library
-from dotscli.quantize.types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, TYPES, TensorType
+from dotscli.models.gguf_type import TensorType
+from dotscli.quantize.rows import codec
+from dotscli.quantize.rows.codec import BadValue, Codec, library
+from dotscli.quantize.types import BF16, F16, F32, Q4_0, Q4_K, Q6_K, TYPES
 from tests import tiny
 
 gguf = pytest.importorskip("gguf")

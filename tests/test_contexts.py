@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.hot.budget import ModelCost
+from dotscli.commands.plan import checkpoint_cost
 from dotscli.hot.contexts import STEP, advice, column, longest_context
+from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.placement import GIB, Request, place
-from dotscli.planning import checkpoint_cost
 
 REAL = Path(__file__).parent / "data" / "dots.llm1.inst" / "config.json"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import subprocess
@@ -11,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
+
+from dotscli.cli.app import app
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -25,6 +27,7 @@ def examples() -> Iterator[tuple[str, str, str]]:
 
 
 EXAMPLES = list(examples())
+SPEED = re.compile(r'("\w+_(?:s|tps)": )[\d.]+')  # seconds, and tokens per second, in JSON
 
 
 def test_generated_parts_are_current() -> None:
@@ -36,7 +39,9 @@ def test_generated_parts_are_current() -> None:
 
 
 def test_the_readme_has_examples() -> None:
-    assert [name for name, _, _ in EXAMPLES].count("README.md") >= 3
+    shown = [expected for name, _, expected in EXAMPLES if name == "README.md"]
+    assert len(shown) >= 5
+    assert all(expected.strip() and expected.strip() != "*" for expected in shown)
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +56,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_examples_do_what_they_show(
     document: str, command: str, expected: str, workplace: Path
 ) -> None:
-    """In order, in one folder; `*` in the expected text stands for anything."""
+    """In order, in one folder, to the letter; only what a machine's speed decides may differ."""
     homes = {f"XDG_{kind}_HOME": str(workplace / kind) for kind in ("CACHE", "CONFIG", "DATA")}
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -59,14 +64,13 @@ def test_examples_do_what_they_show(
         capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert fnmatch.fnmatchcase(done.stdout, expected.replace("[", "[[]")), done.stdout
+    assert SPEED.sub(r"\1*", done.stdout).rstrip("\n") == SPEED.sub(r"\1*", expected).rstrip("\n")
 
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
-    reference = (ROOT / "docs" / "commands.md").read_text("utf-8")
-    names = re.findall(r"^## dots (\w+)", reference, re.M)
-    assert {"quantize", "prompt", "chat", "inspect", "doctor"} <= set(names)
+    names = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    assert len(names) >= 10
     for name in names:
         assert f"`dots {name}" in readme
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from dotscli.engine import Engine, EngineOptions
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
-from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import GREEDY, PROMPT, ids, load, run, text
 

@@ -10,9 +10,9 @@ import pytest
 
 from dotscli.engine import Engine, EngineOptions, devices, idle_backends, versions
 from dotscli.engine.lib import submodule
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
 from dotscli.quantize import quantize_checkpoint
-from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import GREEDY, ids, load, run
 

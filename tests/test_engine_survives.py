@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from dotscli.engine import Engine, EngineOptions
 from dotscli.errors import DotsError
-from dotscli.sampling import Sampling
+from dotscli.engine.sampling import Sampling
 for path in sys.argv[1:]:
     try:
         with Engine.load(Path(path), EngineOptions(n_threads=1, n_ctx=256)) as engine:

@@ -7,11 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dotscli.quantize import error as module
-from dotscli.quantize.codec import Codec
-from dotscli.quantize.decode import decode
-from dotscli.quantize.error import relative_error, source_error, weighted_error
-from dotscli.quantize.types import BF16, F16, F32, Q4_K, Q8_0, TYPES, TensorType
+from dotscli.models.gguf_type import TensorType
+from dotscli.quantize.rows import error as module
+from dotscli.quantize.rows.codec import Codec
+from dotscli.quantize.rows.decode import decode
+from dotscli.quantize.rows.error import relative_error, source_error, weighted_error
+from dotscli.quantize.types import BF16, F16, F32, Q4_K, Q8_0, TYPES
 
 ROWS, COLUMNS = 6, 512
 
@@ -32,7 +33,7 @@ def weights(seed: int = 0, rows: int = ROWS, columns: int = COLUMNS) -> np.ndarr
 def test_it_is_the_sum_in_double_precision(
     kind: TensorType, weighted: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_PIECE_WEIGHTS", 4 * COLUMNS)  # the last piece is shorter
+    monkeypatch.setattr(module, "_PIECE_SIZE", 4 * COLUMNS)  # the last piece is shorter
     values, importance = weights(), None
     if weighted:
         importance = np.exp(weights(1, 1)[0])

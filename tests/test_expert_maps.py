@@ -11,13 +11,14 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from dotscli import expert_figures as figures
-from dotscli.expert_maps import colour_lines, error_map, heat_map, rgb, shade_lines
 from dotscli.hot import heat_store
 from dotscli.hot.heat import Heat
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.report import TensorErrors
-from dotscli.text import COLOUR
+from dotscli.quantize.output.error_report import TensorErrors
+from dotscli.terminal.text import COLOUR
+from dotscli.views import expert_figures as figures
+from dotscli.views.expert_maps import colour_lines, error_map, heat_map, rgb, shade_lines
+from dotscli.views.expert_plot import svg
 from tests.test_importance import measurements, write
 from tests.transcript import dots
 
@@ -51,6 +52,7 @@ def test_entropy_is_in_bits() -> None:
     assert figures.entropy([7, 0, 0]) == 0.0
     assert figures.entropy([0, 0]) == 0.0
     assert figures.entropy([3, 1]) == pytest.approx(0.8113, abs=1e-4)
+    assert figures.entropy([1e18, 5e-324]) == 0.0  # a count whose share is none
 
 
 def test_figures_of_a_layer() -> None:
@@ -218,6 +220,29 @@ def test_a_picture_in_svg(heat: Path, tmp_path: Path) -> None:
     assert "--force replaces it" in again.stderr
     assert dots("inspect", heat, "--plot", plot, "--force").exit_status == 0
     assert dots("inspect", heat, "--plot", tmp_path / "m.gif").exit_status == 2
+
+
+def test_numbers_of_a_large_map_stand_beside_it() -> None:
+    rows = {layer: [1.0 + expert for expert in range(128)] for layer in range(1, 62)}
+    root = ElementTree.fromstring(svg("dots.gguf", [heat_map(rows, {})]))
+    cells = [e for e in root.iter() if e.tag.endswith("rect") and len(e)]
+    left, top = (min(int(cell.get(name, "0")) for cell in cells) for name in ("x", "y"))
+    right, bottom = (max(int(c.get(name, "0")) + 8 for c in cells) for name in ("x", "y"))
+    assert (right - left, bottom - top) == (128 * 8, 61 * 8)
+    layers, experts = [], []
+    for text in (e for e in root.iter() if e.tag.endswith("text")):
+        x, y, said = int(text.get("x", "0")), int(text.get("y", "0")), text.text or ""
+        assert x < left or y <= top or y > bottom or x >= right, f"{said} lies on the map"
+        if top < y <= bottom:
+            assert text.get("text-anchor") == "end"
+            assert x - 7 * len(said) >= 0
+            layers.append(int(said))
+        elif y == top - 8 and said.isdigit():
+            assert (x - left - 4) // 8 == int(said)
+            experts.append(int(said))
+    assert layers == list(range(1, 62, 4))
+    assert experts == list(range(0, 128, 8))
+    assert right + 40 <= int(root.get("width", "0"))
 
 
 def test_a_png_needs_matplotlib(

@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dotscli.commands.inspect import checkpoint_facts
 from dotscli.errors import DotsError
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
 from dotscli.quantize.against import MatrixError, compare
-from dotscli.quantize.fp8 import VALUES
-from dotscli.quantize.fp8_layout import fp8_layout
-from dotscli.report import checkpoint_facts
+from dotscli.quantize.source.fp8 import VALUES
+from dotscli.quantize.source.fp8_layout import fp8_layout
 from tests import fp8_maker
 from tests.fp8_maker import DEEPSEEK, LAYOUTS, Tensors, compressed_tensors, write_pair
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import struct
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -12,8 +15,9 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import GgufArray, read_gguf
-from dotscli.models.gguf_type import WEIGHT_TYPES
+from dotscli.models.gguf_type import SCALARS, TENSOR_TYPES, VALUE_NAMES
 from tests import gguf_maker
+from tests.transcript import environment
 
 
 def test_the_header_says_what_was_written(tmp_path: Path) -> None:
@@ -61,10 +65,24 @@ def test_it_reads_what_the_gguf_package_writes(tmp_path: Path) -> None:
 
 def test_the_table_of_types_is_ggmls() -> None:
     sizes = {number.name: size for number, size in gguf.GGML_QUANT_SIZES.items()}
-    for number, known in WEIGHT_TYPES.items():
+    for number, known in TENSOR_TYPES.items():
         assert gguf.GGMLQuantizationType(number).name == known.name
+        assert known.id == number
         if known.name != "Q8_1":  # a type of intermediate results, wrong in the package
-            assert sizes[known.name] == (known.block, known.nbytes)
+            assert sizes[known.name] == (known.block, known.block_nbytes)
+
+
+def test_the_table_of_values_is_that_of_the_package() -> None:
+    short = {"UINT": "u", "INT": "i", "FLOAT": "f"}
+    for known in gguf.GGUFValueType:
+        kind = known.name.rstrip("0123456789")
+        assert VALUE_NAMES[known] == short.get(kind, kind.lower()) + known.name[len(kind) :]
+        fixed = known not in (gguf.GGUFValueType.STRING, gguf.GGUFValueType.ARRAY)
+        assert (known in SCALARS) == fixed
+        if fixed:
+            code = gguf.GGUFWriter._simple_value_packing[known]
+            assert SCALARS[known].size == struct.calcsize(f"<{code}")
+    assert len(VALUE_NAMES) == len(gguf.GGUFValueType)
 
 
 def test_a_split_model_is_read_from_its_first_shard(tmp_path: Path) -> None:
@@ -124,3 +142,18 @@ def test_a_large_vocabulary_is_checked_in_a_quarter_of_a_second(tmp_path: Path) 
         check_dots1(read_gguf(path))
         taken.append(time.process_time() - started)
     assert min(taken) < 0.25
+
+
+def test_an_answer_does_not_wait_for_the_package_gguf(tiny_gguf: Path) -> None:
+    """Importing it takes 0.2 s, most of what a small model needs for its first token."""
+    script = (
+        "import sys; from dotscli.cli.app import run\n"
+        "from dotscli.terminal.terminal import Terminal\n"
+        "status = run(sys.argv[1:], Terminal.system())\n"
+        "sys.exit('imported' if 'gguf' in sys.modules else status)"
+    )
+    words = ["prompt", "hi", "-m", str(tiny_gguf), "-n", "1", "-c", "256"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *words], env=environment(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""bench/gpu.py without a GPU: every step but the build on a model of 14 MB; what it decides."""
+"""bench/gpu without a GPU: every step but the build on a model of 14 MB; what it decides."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import gpu_build
-import gpu_check
-import gpu_measure
 import numpy as np
 import pytest
-from gpu_model import REAL, TINY, Routing, fitting, plan, write_model
 
-from dotscli.hot.budget import file_cost
+from bench.gpu import build as gpu_build
+from bench.gpu import check as gpu_check
+from bench.gpu import measure as gpu_measure
+from bench.gpu.model import REAL, TINY, Routing, fitting, plan, write_model
+from dotscli.hot.model_cost import file_cost
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import read_gguf
 
@@ -25,11 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def test_every_step_runs_and_is_done_afterwards(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(ROOT / "bench" / "gpu.py"), "all", "--device", "CPU", "--size", "tiny",
+        sys.executable, "-m", "bench.gpu", "all", "--device", "CPU", "--size", "tiny",
         "--installed", "--threads", "1", "--budgets", "50", "--work", str(tmp_path),
     ]  # fmt: skip
     env = {**os.environ, "OMP_NUM_THREADS": "1", "XDG_DATA_HOME": str(tmp_path / "data")}
-    first = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    first = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env, check=False)
     assert first.returncode == 0, first.stderr
     text = (tmp_path / "gpu.md").read_text()
     for side in ("no expert on the device", "stock, whole layers", "hot, static", "hot, adaptive"):
@@ -44,8 +44,10 @@ def test_every_step_runs_and_is_done_afterwards(tmp_path: Path) -> None:
         "0/50/adaptive",
     ]
     assert all(run["hot"]["resident_experts"] == 80 for run in runs[2:])
-    command[2] = "status"
-    status = subprocess.run(command, capture_output=True, text=True, env=env, check=True).stdout
+    command[3] = "status"
+    status = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=env, check=True
+    ).stdout
     assert status.count("| yes |") == 4  # a report is written anew each time
 
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dotscli.engine import Engine, json_schema_grammar
+from dotscli.engine import Engine, check_grammar, json_schema_grammar
+from dotscli.engine import grammar as grammars
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
-from dotscli.sampling import Sampling
 from tests import gguf_maker
 from tests.engine_kit import ids, load, run, text
 
@@ -80,11 +81,89 @@ def test_free_text_in_a_grammar_lets_no_control_token_in(engine: Engine) -> None
         "\n".join(f"r{i} ::= r{i + 1}" for i in range(9999)),
         'root ::= "',
         "root ::= [a-",
+        "",
+        " \n# nothing\n",
+        'root ::= "\ud800"',
+        'root ::= "' + "a" * 2**20 + '"',
     ],
 )
 def test_a_bad_grammar_is_an_error_and_no_crash(engine: Engine, grammar: str) -> None:
     with pytest.raises(DotsError, match="grammar"):
         engine.generate([1], Sampling(grammar=grammar))
+
+
+EXPONENTIAL = "\n".join(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(60))
+SCHEMA_OF = '{{"type": "string", "pattern": "^{}$"}}'
+
+
+@pytest.mark.parametrize(
+    "grammar",
+    [
+        EXPONENTIAL + '\nr60 ::= "a"\nroot ::= r0',
+        'root ::= b root "x" | "y"\nb ::= c c\nc ::= "z" |',  # left recursion that isn't noticed
+        "root ::= " + "[" * 1_000_000,
+        "root ::= " + '("a"? "b"?){40} ' * 1000,
+    ],
+    ids=["alternatives", "recursion", "brackets", "optional"],
+)
+def test_a_grammar_that_hangs_its_parser_is_refused(
+    grammar: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_grammar('root ::= "a"')
+    monkeypatch.setattr(grammars, "MAX_SECONDS", 0.5)
+    with pytest.raises(DotsError, match="the grammar can't be used: ") as caught:
+        check_grammar(grammar)
+    assert caught.value.hint
+    check_grammar('root ::= "a"')
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        SCHEMA_OF.format("(a?){2000}(b?){2000}"),
+        SCHEMA_OF.format("(a*){2000}" * 4),
+        '{"type": "array", "items": {"type": "string"}, "minItems": 1000000000}',
+        json.dumps({"enum": list(range(10**5))}),
+        '{"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/a"}}}',
+        SCHEMA_OF.format("(" * 3000 + "a" + ")" * 3000),
+        '{"a": ' * 100_000 + "1" + "}" * 100_000,
+        '{"type": "integer", "minimum": ' + "9" * 5000 + "}",
+        SCHEMA_OF.format("\\\\u0000"),
+        " " * (grammars.MAX_TEXT + 1),
+        '{"const": "\ud800"}',
+    ],
+    ids=lambda text: text[:60],
+)
+def test_a_schema_gives_a_grammar_or_one_line_in_time(
+    schema: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_grammar('root ::= "a"')
+    monkeypatch.setattr(grammars, "MAX_SECONDS", 1.0)
+    try:
+        assert "root ::=" in json_schema_grammar(schema)
+    except DotsError as error:
+        assert len(error.message) < 300
+
+
+def test_a_grammar_that_explodes_while_sampling_ends_the_answer_and_not_the_process(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(engine.generate([1], Sampling(grammar='root ::= "a"')))
+    monkeypatch.setattr(grammars, "MAX_SECONDS", 0.5)
+    # every character triples the ways in which the text can have come about
+    sampling = Sampling(grammar='root ::= "a" root "b" | "a" root "c" | "a" root "d"', seed=1)
+    with pytest.raises(DotsError, match="the grammar can't be used: "):
+        run(engine, sampling=sampling, n_predict=60)
+    monkeypatch.undo()
+    assert text(run(engine, sampling=Sampling(grammar='root ::= "yes"', seed=1))) == "yes"
+
+
+def test_llama_cpp_prints_nothing_about_a_bad_grammar(
+    engine: Engine, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DotsError, match="Undefined rule identifier 'nothing'"):
+        engine.generate([1], Sampling(grammar="root ::= nothing"))
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_grammar_the_vocabulary_cannot_write_is_an_error(tmp_path: Path) -> None:
@@ -139,7 +218,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.dictionaries(KEYS, VALUES, min_size=1, max_size=4))
 def test_any_schema_gives_a_grammar_or_an_error(schema: dict[str, object]) -> None:
     try:

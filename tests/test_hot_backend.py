@@ -17,7 +17,8 @@ import pytest
 llama_cpp = pytest.importorskip("llama_cpp")
 
 from dotscli.errors import DotsError  # noqa: E402  # after the check that there is a llama_cpp
-from dotscli.hot import heat_store, library, plugin  # noqa: E402
+from dotscli.hot import heat_store  # noqa: E402
+from dotscli.hot.backend import library, plugin  # noqa: E402
 from tests.dots1_gguf import Run, Type, batches, find_device, log, write_model  # noqa: E402
 from tests.hot_devices import compiler  # noqa: E402
 
@@ -234,6 +235,7 @@ static_assert(GGML_TYPE_F32 == ggml_abi::TYPE_F32 && GGML_TYPE_I32 == ggml_abi::
     GGML_TENSOR_FLAG_OUTPUT == ggml_abi::FLAG_OUTPUT &&
     GGML_STATUS_SUCCESS == ggml_abi::STATUS_SUCCESS &&
     GGML_STATUS_FAILED == ggml_abi::STATUS_FAILED &&
+    GGML_STATUS_ALLOC_FAILED == ggml_abi::STATUS_ALLOC_FAILED &&
     GGML_BACKEND_DEVICE_TYPE_CPU == ggml_abi::DEVICE_CPU &&
     GGML_BACKEND_DEVICE_TYPE_ACCEL == ggml_abi::DEVICE_ACCEL &&
     GGML_BACKEND_BUFFER_USAGE_WEIGHTS == ggml_abi::USAGE_WEIGHTS, "values");
@@ -264,13 +266,17 @@ extern "C" const char * ggml_version() { return "%s"; }
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler")
 @pytest.mark.parametrize(
     ("version", "reason"),
-    [("0.31.0", "it is written for ggml 0.25.x and llama.cpp runs on 0.31.0"), (None, "ggml_")],
-    ids=["another version", "nothing of ggml"],
+    [
+        ("0.31.0", "it is written for ggml 0.25.x and llama.cpp runs on 0.31.0"),
+        ("0.25.99", "ggml numbers its operations differently: NONE is nothing"),
+        (None, "ggml_"),
+    ],
+    ids=["another version", "no names", "nothing of ggml"],
 )
 def test_another_ggml_is_refused_in_one_line(
     version: str | None, reason: str, tmp_path: Path
 ) -> None:
-    text = (ROOT / "dotscli/native/ggml_calls.h").read_text()
+    text = (ROOT / "dotscli/native/hot/ggml_calls.h").read_text()
     names = sorted(set(re.findall(r"F\((ggml_\w+),", text)) - {"ggml_version"})
     source, target = tmp_path / "ggml.cpp", tmp_path / "libggml-other.so"
     body = "\n".join(f"F({name})" for name in names)
@@ -281,6 +287,9 @@ def test_another_ggml_is_refused_in_one_line(
         "hot, other = (ctypes.CDLL(path) for path in sys.argv[1:3])\n"
         "hot.dots_hot_start.restype = ctypes.c_char_p\n"
         "print(hot.dots_hot_start(ctypes.c_void_p(other._handle)).decode())\n"
+        "problem = ctypes.c_char_p()\n"
+        "assert hot.dots_hot_open(b'CPU', ctypes.byref(problem)) == 0\n"
+        "assert problem.value == b'the backend isn\\'t registered'\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, str(library.library_path()), str(target)],
@@ -295,7 +304,7 @@ def test_another_ggml_is_refused_in_one_line(
 DECODE_UNDER_WATCH = """
 import ctypes, sys
 from pathlib import Path
-from dotscli.hot import library, plugin
+from dotscli.hot.backend import library, plugin
 from tests.dots1_gguf import Run, batches, log
 
 watch = ctypes.CDLL(sys.argv[1])

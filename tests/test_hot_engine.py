@@ -17,15 +17,17 @@ import numpy as np
 import pytest
 
 from dotscli.catalog import nano_checkpoint
-from dotscli.engine import Engine, EngineOptions, HotOptions, hot_choice
-from dotscli.engine import hot as engine_hot
+from dotscli.engine import Engine, EngineOptions, HotOptions
+from dotscli.engine import load as engine_load
 from dotscli.engine.devices import Device, registered
-from dotscli.engine.hot_choice import Decision, choose
+from dotscli.engine.hot import experts as engine_hot
+from dotscli.engine.hot.choice import Decision, choose
 from dotscli.errors import DotsError
-from dotscli.hot import heat_store, library
-from dotscli.hot.budget import ModelCost, file_cost
+from dotscli.hot import heat_store
+from dotscli.hot.backend import library
 from dotscli.hot.heat import Heat
 from dotscli.hot.kept_heat import HALF_LIFE, KeptHeat
+from dotscli.hot.model_cost import ModelCost, file_cost
 from dotscli.models.gguf_file import GgufFile, read_gguf
 from dotscli.quantize import quantize_checkpoint
 from tests.dots1_gguf import Type, write_model
@@ -156,8 +158,8 @@ def test_the_nano_model_answers_the_same(tmp_path: Path) -> None:
 
 OFF = """
 import sys
-from dotscli.cli import run
-from dotscli.terminal import Terminal
+from dotscli.cli.app import run
+from dotscli.terminal.terminal import Terminal
 status = run(sys.argv[1:], Terminal.system())
 print(status, sorted(name for name in sys.modules if name.startswith("dotscli.hot.p")))
 print(any("libdots_hot" in line for line in open("/proc/self/maps")))
@@ -179,7 +181,7 @@ def test_off_opens_no_library(model: Path, words: tuple[str, ...]) -> None:
 
 
 def test_a_trace_of_what_is_routed(model: Path, tmp_path: Path) -> None:
-    """As much as the counts say, in the form that bench/routing.py reads; nothing is replaced."""
+    """As much as the counts say, as bench/hot/routing.py reads it; nothing is replaced."""
     trace, places = tmp_path / "t.trace", {"XDG_DATA_HOME": str(tmp_path)}
     words = ("prompt", "-m", model, "hi", "-n", "4", "--heat-trace", trace)
     hot = ("--hot", "1M", "--hot-device", "CPU")
@@ -219,11 +221,10 @@ def test_who_asked_hears_why_not(
 ) -> None:
     def reasons(options: EngineOptions) -> list[str]:
         said: list[str] = []
-        assert choose(gguf, options, said.append)[1] is None
+        assert choose(gguf, options, only_cpu, said.append)[1] is None
         return said
 
     only_cpu = [device for device in registered() if device.type == "CPU"]
-    monkeypatch.setattr(hot_choice, "registered", lambda: only_cpu)
     assert reasons(EngineOptions(hot=HotOptions())) == []
     [line] = reasons(EngineOptions(hot=HotOptions(nbytes=MIB)))
     assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
@@ -231,7 +232,7 @@ def test_who_asked_hears_why_not(
     assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
     [line] = reasons(EngineOptions(hot=on_cpu(1000)))
     assert line == "hot experts are off: an expert takes 72.5 KiB"
-    monkeypatch.setattr("dotscli.hot.plugin.unavailable", lambda: "ggml 9.9 is not 0.25")
+    monkeypatch.setattr("dotscli.hot.backend.plugin.unavailable", lambda: "ggml 9.9 is not 0.25")
     [line] = reasons(EngineOptions(hot=on_cpu(MIB)))
     assert line == "hot experts are off: ggml 9.9 is not 0.25"
 
@@ -242,7 +243,7 @@ def test_a_backend_that_refuses_is_a_warning_and_stock(
     def refuse(*_: object) -> None:
         raise DotsError("hot experts: another model is being loaded")
 
-    monkeypatch.setattr("dotscli.hot.plugin.HotBackend.open", refuse)
+    monkeypatch.setattr("dotscli.hot.backend.plugin.HotBackend.open", refuse)
     said: list[str] = []
     with load(model, on_cpu(MIB), said) as engine:
         assert engine.hot is None
@@ -258,7 +259,7 @@ def test_a_device_without_memory_is_a_warning_and_the_cpu(
 
     with load(model, None) as engine:
         expected = engine.logits(TOKENS)
-    monkeypatch.setattr("dotscli.hot.plugin.HotModel.reserve", refuse)
+    monkeypatch.setattr("dotscli.hot.backend.plugin.HotModel.reserve", refuse)
     said: list[str] = []
     with load(model, on_cpu(MIB), said) as engine:
         np.testing.assert_array_equal(engine.logits(TOKENS), expected)
@@ -308,7 +309,7 @@ def test_auto_fills_what_is_free_but_for_a_margin(
     """An eighth stays free, as `dots plan` says."""
     free = free_for(cost, cost.experts_nbytes // 2)
     left = 3 * MIB + free // 8  # when weights and cache are there
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(free))
+    monkeypatch.setattr(engine_load, "registered", lambda: gpu(free))
     monkeypatch.setattr(engine_hot, "registered", lambda: gpu(left))
     with load(model, HotOptions(adapt=False, guard=False)) as engine:
         figures = run(engine)[-1].stats
@@ -321,7 +322,7 @@ def test_auto_fills_what_is_free_but_for_a_margin(
 def test_more_than_there_is_ends_at_the_margin(
     model: Path, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(8 * MIB))
+    monkeypatch.setattr(engine_load, "registered", lambda: gpu(8 * MIB))
     monkeypatch.setattr(engine_hot, "registered", lambda: gpu(3 * MIB))
     said: list[str] = []
     with load(model, on_cpu(4 * MIB), said) as engine:
@@ -331,27 +332,20 @@ def test_more_than_there_is_ends_at_the_margin(
     assert said == ["CPU has not 4.00 MiB for hot experts, 2.00 MiB is what can be used"]
 
 
-def test_auto_and_a_device_that_holds_all_or_nothing(
-    gguf: GgufFile, cost: ModelCost, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_and_a_device_that_holds_all_or_nothing(gguf: GgufFile, cost: ModelCost) -> None:
     options = EngineOptions(n_ctx=512, hot=HotOptions())
     said: list[str] = []
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(1 << 30))
-    assert choose(gguf, options, said.append) == Decision(options)
+    assert choose(gguf, options, gpu(1 << 30), said.append) == Decision(options)
     [first] = gpu(free_for(cost, cost.experts_nbytes // 2))
     two = [first, dataclasses.replace(first, name="CPU1")]
-    monkeypatch.setattr(hot_choice, "registered", lambda: two)
-    assert choose(gguf, options, said.append) == Decision(options)
-    monkeypatch.setattr(hot_choice, "registered", lambda: two[:1])
-    assert choose(gguf, options, said.append)[1] is not None
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(MIB))
-    found, choice, _ = choose(gguf, options, said.append)
+    assert choose(gguf, options, two, said.append) == Decision(options)
+    assert choose(gguf, options, two[:1], said.append)[1] is not None
+    found, choice, _ = choose(gguf, options, gpu(MIB), said.append)
     assert choice is None
     assert found.n_gpu_layers == 0
     room = cost.output_nbytes + cost.compute_nbytes(512, "f16", "f16")
     room += cost.layers[-1].dense_nbytes + 2 * cost.kv_layer_nbytes(512, "f16", "f16")
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(room * 8 // 7))
-    found, choice, _ = choose(gguf, options, said.append)
+    found, choice, _ = choose(gguf, options, gpu(room * 8 // 7), said.append)
     assert choice is None
     assert found.n_gpu_layers == 2  # the output counts as one
     assert found.override_tensor == (r"blk\.(1|2|3|4|5)\.ffn_(up|down|gate)_exps=CPU",)
@@ -362,11 +356,10 @@ def test_auto_and_a_device_that_holds_all_or_nothing(
     "given", [{"cpu_moe": True}, {"n_cpu_moe": 2}, {"override_tensor": ("exps=CPU",)}]
 )
 def test_auto_leaves_experts_to_whoever_places_them(
-    gguf: GgufFile, given: dict[str, object], monkeypatch: pytest.MonkeyPatch
+    gguf: GgufFile, given: dict[str, object]
 ) -> None:
-    monkeypatch.setattr(hot_choice, "registered", lambda: gpu(20 * MIB))
     options = EngineOptions(hot=HotOptions(), **given)  # type: ignore[arg-type]
-    assert choose(gguf, options, print) == Decision(options)
+    assert choose(gguf, options, gpu(20 * MIB), print) == Decision(options)
 
 
 def test_patterns_of_the_user_come_first(model: Path) -> None:
@@ -568,7 +561,7 @@ import sys
 from pathlib import Path
 from dotscli.engine import Engine, EngineOptions, HotOptions
 from dotscli.engine import load as engine_load
-from dotscli.sampling import Sampling
+from dotscli.engine.sampling import Sampling
 from tests.hot_devices import rpc_device
 engine_load.may_crash_with_amx = lambda: True
 def run(hot):

@@ -17,8 +17,8 @@ import pytest
 llama_cpp = pytest.importorskip("llama_cpp")
 
 from dotscli.errors import DotsError  # noqa: E402  # after the check that there is a llama_cpp
-from dotscli.hot import library, plugin  # noqa: E402
-from dotscli.hot.plugin import HotModel  # noqa: E402
+from dotscli.hot.backend import library, plugin  # noqa: E402
+from dotscli.hot.backend.plugin import HotModel  # noqa: E402
 from tests.dots1_gguf import Run, Type, batches, log, write_model  # noqa: E402
 from tests.hot_devices import (  # noqa: E402
     LaggingDevice,

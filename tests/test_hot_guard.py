@@ -16,14 +16,17 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from dotscli.engine import Engine, EngineOptions, HotOptions, hot_choice, hot_trial
-from dotscli.engine import hot as engine_hot
+from dotscli.engine import Engine, EngineOptions, HotOptions
+from dotscli.engine import load as engine_load
 from dotscli.engine.decode import Decoder
 from dotscli.engine.devices import registered
-from dotscli.hot import guard, library
-from dotscli.hot.budget import file_cost
+from dotscli.engine.hot import experts as engine_hot
+from dotscli.engine.hot import trial as hot_trial
+from dotscli.hot import guard
+from dotscli.hot.backend import library
+from dotscli.hot.backend.plugin import HotModel
 from dotscli.hot.guard import Comparison, Trials
-from dotscli.hot.plugin import HotModel
+from dotscli.hot.model_cost import file_cost
 from dotscli.models.gguf_file import read_gguf
 from tests.dots1_gguf import Type, write_model
 from tests.transcript import dots
@@ -49,7 +52,7 @@ def cpu_is_a_gpu(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [cpu] = [device for device in registered() if device.type == "CPU"]
     free = needed * 8 // 7
     gpu = dataclasses.replace(cpu, type="GPU", free_bytes=free, total_bytes=free)
-    monkeypatch.setattr(hot_choice, "registered", lambda: [gpu])
+    monkeypatch.setattr(engine_load, "registered", lambda: [gpu])
     left = dataclasses.replace(gpu, free_bytes=cost.experts_nbytes)
     monkeypatch.setattr(engine_hot, "registered", lambda: [left])
 
@@ -171,7 +174,7 @@ def test_it_is_measured_once(model: Path, tmp_path: Path, monkeypatch: pytest.Mo
         raise AssertionError("measured again, or loaded before it was known")
 
     monkeypatch.setattr(engine_hot, "compare", refuse)
-    monkeypatch.setattr("dotscli.hot.plugin.HotBackend.open", refuse)
+    monkeypatch.setattr("dotscli.hot.backend.plugin.HotBackend.open", refuse)
     again: list[str] = []
     with load(model, again, folder=tmp_path) as engine:
         assert engine.hot is None

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from dotscli.hot import library
+from dotscli.hot.backend import library
 from tests.hot_devices import compiler
 
 

@@ -16,8 +16,8 @@ import pytest
 
 pytest.importorskip("llama_cpp")
 
-from dotscli.hot import library, plugin
-from dotscli.hot.plugin import HotModel, Streaming
+from dotscli.hot.backend import library, plugin
+from dotscli.hot.backend.plugin import HotModel, Streaming
 from tests.dots1_gguf import Run, batches, log, write_model
 from tests.hot_devices import ROOT, LaggingDevice, compiler, has_rpc, rpc_device
 from tests.test_hot_exact import N_EXPERTS, TYPES, Type, assert_same, make_resident
@@ -232,7 +232,7 @@ def n_to_stream(tmp_path_factory: pytest.TempPathFactory) -> ctypes._CFuncPtr:
     if not compiler():
         pytest.skip("no C++ compiler")
     target = tmp_path_factory.mktemp("costs") / "libcosts.so"
-    sources = [ROOT / "tests/native/stream_costs.cpp", ROOT / "dotscli/native/hot_costs.cpp"]
+    sources = [ROOT / "tests/native/stream_costs.cpp", ROOT / "dotscli/native/hot/costs.cpp"]
     command = [str(compiler()), "-std=c++17", "-shared", "-fPIC", f"-I{ROOT / 'dotscli/native'}"]
     subprocess.run([*command, *map(str, sources), "-o", str(target)], check=True)
     function = ctypes.CDLL(str(target)).n_to_stream_at

@@ -14,12 +14,12 @@ from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint, plan_steps, quantize_checkpoint
 from dotscli.quantize.against import MatrixError, compare
-from dotscli.quantize.budget import Budget
 from dotscli.quantize.convert import Started
-from dotscli.quantize.coverage import LayerCoverage, coverage
-from dotscli.quantize.fit import Fit
-from dotscli.quantize.importance import THIN_TOKENS, ImportanceMatrix, load_importance
-from dotscli.quantize.presets import PRESETS
+from dotscli.quantize.fit.fit import Fit
+from dotscli.quantize.imatrix.coverage import LayerCoverage, coverage
+from dotscli.quantize.imatrix.importance import THIN_TOKENS, ImportanceMatrix, load_importance
+from dotscli.quantize.recipe.presets import PRESETS
+from dotscli.quantize.request import Budget
 from tests import reference, tiny
 from tests.test_quantize import SIZES, assert_same_tensors, make
 

@@ -14,14 +14,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = {
-    "llama_cpp": ("dotscli/engine",),
+    "llama_cpp": ("dotscli/engine/",),
     "gguf": ("quantize/",),
-    "typer": ("dotscli/cli.py", "dotscli/commands", "dotscli/options"),
-    "click": ("dotscli/cli.py", "dotscli/commands", "dotscli/options"),
-    "rich": ("dotscli/terminal.py", "dotscli/render.py"),
+    "typer": ("dotscli/cli/", "dotscli/options/"),
+    "click": ("dotscli/cli/", "dotscli/options/"),
+    "rich": ("dotscli/terminal/",),
     "jinja2": ("models/sandbox.py",),
-    "prompt_toolkit": ("dotscli/editor.py",),
-    "matplotlib": ("dotscli/expert_plot.py",),
+    "prompt_toolkit": ("dotscli/conversation/editor.py",),
+    "matplotlib": ("dotscli/views/expert_plot.py",),
 }
 FORBIDDEN = ("pickle", "marshal", "shelve", "torch", "transformers")
 
@@ -105,7 +105,7 @@ def test_a_wheel_holds_dotscli_and_nothing_else(tmp_path: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"dotscli"}
-    for needed in ("cli.py", "quantize/plan.py", "models/dots1.py", "models/nano/config.json"):
+    for needed in ("cli/app.py", "quantize/plan.py", "models/dots1.py", "models/nano/config.json"):
         assert f"dotscli/{needed}" in names
     assert not [name for name in names if name.startswith("dotscli/models/nano/") and ".py" in name]
     assert not [name for name in names if name.startswith("dotscli/native/")]

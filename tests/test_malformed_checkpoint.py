@@ -21,7 +21,7 @@ from dotscli.errors import DotsError
 from dotscli.models.metadata import metadata
 from dotscli.models.vocab import Vocab
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
-from dotscli.quantize.gguf_header import gguf_header
+from dotscli.quantize.output.gguf_header import gguf_header
 from tests import tiny
 
 Header = dict[str, Any]
@@ -213,6 +213,18 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "index with another suffix": (
         index(lambda m: m.update({Q_PROJ: "config.json"})), 'lies in "config.json"',
+    ),
+    "index with a name longer than a file's": (
+        index(lambda m: m.update({Q_PROJ: "x" * 244 + ".safetensors"})), "expected a .safetensors",
+    ),
+    "index with a name of 255 characters in 500 bytes": (
+        index(lambda m: m.update({Q_PROJ: "é" * 243 + ".safetensors"})), "which",
+    ),
+    "index with a tensor's name of 5000 characters": (
+        index(lambda m: m.update({"x" * 5000: FIRST})), 'a tensor named "xxx',
+    ),
+    "index with a tensor's name that is no text": (
+        index(lambda m: m.update({"\ud800": FIRST})), 'a tensor named "\\ud800"',
     ),
     "index with a number": (index(lambda m: m.update({Q_PROJ: 7})), f'"{Q_PROJ}" lies in 7'),
     "index puts a tensor into the wrong shard": (

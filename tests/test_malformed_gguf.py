@@ -218,6 +218,17 @@ VALUES: dict[str, tuple[Callable[[Gguf], object], str]] = {
     "RoPE over a part of the head": (key("dots1.rope.dimension_count", "u32", 8), "8"),
     "an unknown RoPE scaling": (key("dots1.rope.scaling.type", "string", "magic"), "'magic'"),
     "a RoPE base of zero": (key("dots1.rope.freq_base", "f32", 0.0), "freq_base is 0.0"),
+    "a RoPE base that is no number": (
+        key("dots1.rope.freq_base", "f32", float("nan")), "freq_base is nan"),
+    "a RoPE factor next to zero": (
+        key("dots1.rope.scaling.factor", "f32", 1e-40), "rope.scaling.factor is"),
+    "an infinite scale of experts": (
+        key("dots1.expert_weights_scale", "f32", float("inf")), "expert_weights_scale is inf"),
+    "an epsilon that is no number": (
+        key("dots1.attention.layer_norm_rms_epsilon", "f32", float("nan")), "is nan"),
+    "a context of 2^32 - 1": (key("dots1.context_length", "u32", 2**32 - 1), "4294967295"),
+    "outputs of another width": (
+        key("dots1.embedding_length_out", "u32", 2**31), "embedding_length_out"),
     "a negative epsilon": (key("dots1.attention.layer_norm_rms_epsilon", "f32", -1.0), "-1.0"),
     "attention that looks ahead": (key("dots1.attention.causal", "bool", 0), "causal is False"),
     "layers for further tokens": (key("dots1.nextn_predict_layers", "u32", 1), "is 1"),
@@ -230,6 +241,10 @@ VALUES: dict[str, tuple[Callable[[Gguf], object], str]] = {
     "a token twice": (lambda m: tokens(m, 7, "a"), "'a'"),
     "an empty token": (lambda m: tokens(m, 7, ""), "token 7 is empty"),
     "a token that is not UTF-8": (lambda m: tokens(m, 7, b"\xff"), "token 7"),
+    "a token that llama.cpp would read as another": (
+        lambda m: tokens(m, 7, "a\0b"), "token 7 has a zero byte"),
+    "a merge with a zero byte": (
+        key("tokenizer.ggml.merges", "array:string", ["a b", "a\0 b"]), "merge 1"),
     "a token of 4000 bytes": (lambda m: tokens(m, 7, "x" * 4000), "4000"),
     "a vocabulary shorter than the embeddings": (
         lambda m: (m.set("tokenizer.ggml.tokens", "array:string",
@@ -282,6 +297,30 @@ def test_values_that_llama_cpp_would_die_of(tmp_path: Path, what: str) -> None:
     made = small()
     spoil(made)
     refused(made.write(tmp_path / "bad.gguf"), word)
+
+
+LONG = "x" * 100_000
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        key("general.architecture", "string", LONG),
+        key("general.alignment", "array:string", [LONG]),
+        key("dots1.expert_gating_func", "string", LONG),
+        key("dots1.rope.scaling.type", "string", LONG),
+        key("tokenizer.ggml.model", "string", LONG),
+        key("tokenizer.ggml.pre", "array:string", [LONG]),
+        key("tokenizer.ggml.eos_token_id", "string", LONG),
+        lambda m: (tokens(m, 7, "x" * 2000), tokens(m, 8, "x" * 2000)),
+    ],
+)
+def test_an_error_does_not_repeat_a_long_value(
+    tmp_path: Path, spoil: Callable[[Gguf], object]
+) -> None:
+    made = small()
+    spoil(made)
+    assert len(refused(made.write(tmp_path / "bad.gguf")).message) < 300 + len(str(tmp_path))
 
 
 @pytest.mark.parametrize(

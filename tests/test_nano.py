@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from dotscli.engine import Engine, EngineOptions
+from dotscli.engine.sampling import Sampling
 from dotscli.models.nano.arithmetic import answer, held_out
 from dotscli.models.nano.text import talks
 from dotscli.models.template import render
 from dotscli.quantize import quantize_checkpoint
-from dotscli.sampling import Sampling
 from tests.nano_reference import NANO, Reference, apart, texts_by_domain, usage
 
 ROOT = Path(__file__).parents[1]

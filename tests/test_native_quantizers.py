@@ -19,9 +19,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
-from dotscli.quantize import codec, native, quantize_checkpoint
-from dotscli.quantize.native import TYPES, Native
-from dotscli.quantize.types import IQ4_NL, Q4_K, Q5_K, Q8_0, TensorType
+from dotscli.models.gguf_type import TensorType
+from dotscli.quantize import quantize_checkpoint
+from dotscli.quantize.rows import codec, native
+from dotscli.quantize.rows.native import TYPES, Native
+from dotscli.quantize.types import IQ4_NL, Q4_K, Q5_K, Q8_0
 from tests import awkward_weights
 
 Floats = NDArray[np.float32]

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dotscli.commands.plan import checkpoint_cost, gguf_cost
 from dotscli.engine.options import CACHE_TYPES, cache_bytes
 from dotscli.errors import DotsError
-from dotscli.hot.budget import LayerCost, ModelCost, row_nbytes
+from dotscli.hot.model_cost import LayerCost, ModelCost, row_nbytes
 from dotscli.hot.placement import (
     GIB,
     LayerPlacement,
@@ -20,7 +21,6 @@ from dotscli.hot.placement import (
     place,
 )
 from dotscli.hot.slots import knee_slots
-from dotscli.planning import checkpoint_cost, gguf_cost
 
 REAL = Path(__file__).parent / "data" / "dots.llm1.inst" / "config.json"
 MIB = 1 << 20

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +49,66 @@ def test_a_terminal_gets_blocks_and_colours() -> None:
     assert "\x1b[34m" in said.stdout
     plain = dots("plan", REAL, *CARD, tty=True, environ={"TERM": "dumb"})
     assert plain.stdout.isascii()
+
+
+def on_columns(columns: int, monkeypatch: pytest.MonkeyPatch, *words: object) -> list[str]:
+    """The lines of a plan on a terminal of that width."""
+    monkeypatch.setenv("COLUMNS", str(columns))
+    environ = {"TERM": "xterm", "NO_COLOR": "1"}
+    said = dots("plan", REAL, *CARD, "--bandwidth", "60G", *words, tty=True, environ=environ)
+    assert (said.exit_status, said.stderr) == (0, "")
+    return said.stdout.splitlines()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 120, 200])
+def test_a_plan_is_no_wider_than_the_terminal_and_its_numbers_stay_whole(
+    columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = on_columns(columns, monkeypatch)
+    assert max(map(len, lines)) <= columns
+    whole = " ".join(" ".join(lines).split())
+    text = dots("plan", REAL, *CARD, "--bandwidth", "60G").stdout
+    for number in re.findall(r"\d[\d.,]*(?: [KMG]iB)?", text):
+        assert number.rstrip(".,") in whole
+    for line in lines:
+        assert not re.search(r"\d$", line) or not re.match(r" *[KMG]iB", follower(lines, line))
+
+
+def follower(lines: list[str], line: str) -> str:
+    return lines[lines.index(line) + 1] if line != lines[-1] else ""
+
+
+def test_what_a_plan_looks_like_on_40_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = on_columns(40, monkeypatch, *Q8)
+    table = lines[lines.index("") + 1 :]
+    assert table[:4] == [
+        "memory     device  main memory",
+        "total    24.0 GiB     64.0 GiB",
+        "dense    5.64 GiB      631 MiB",
+        "cache    4.12 GiB            -",
+    ]
+    at = lines.index("8192")
+    assert lines[at : at + 4] == [
+        "8192",
+        "  f16   935 experts, 12%",
+        "  q8_0  1319 experts, 17%",
+        "  q4_0  1531 experts, 20%",
+    ]
+    at = lines.index("options")
+    assert lines[at : at + 3] == [
+        "options",
+        "  -ngl 63 -ncmoe 62 for hot experts;",
+        "  without them -ngl 63 -ncmoe 52",
+    ]
+
+
+def test_what_a_plan_looks_like_on_200_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = [line.rstrip() for line in on_columns(200, monkeypatch, *Q8)]
+    piped = dots("plan", REAL, *CARD, "--bandwidth", "60G", *Q8).stdout.splitlines()
+    drawn = [n for n, line in enumerate(piped) if "[" in line or "# dense" in line]
+    assert len(drawn) == 3
+    for n, (ours, plain) in enumerate(zip(wide, piped, strict=True)):
+        assert ours == plain or n in drawn
 
 
 def test_what_does_not_fit_is_said() -> None:

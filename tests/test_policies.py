@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bench.policies import (
+from bench.hot.policies import (
     Admitted,
     Belady,
     DecayedLfu,
@@ -18,7 +18,7 @@ from bench.policies import (
     counts_of,
     replay,
 )
-from bench.traces import ROUTERS, repeated, synthetic, top_share
+from bench.lib.traces import ROUTERS, repeated, synthetic, top_share
 
 ALL = (Policy, Lru, DecayedLfu, Admitted, Belady)
 SIZES = {"n_tokens": 200, "n_layers": 4, "n_experts": 32, "n_used": 4}

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.oneshot import question
-from dotscli.terminal import Terminal
+from dotscli.commands.prompt import question
+from dotscli.terminal.terminal import Terminal
 from tests import tiny
 from tests.transcript import command, dots, dots_process, environment, on_a_terminal, plain
 
@@ -248,7 +248,11 @@ def test_flag_environment_config_metadata_default(tiny_gguf: Path, tmp_path: Pat
         ("[nonsense]\na = 1", "[nonsense] is not known"),
         ("[prompt]\nnonsense = 1", "nonsense in [prompt] is not known"),
         ("temp = ", "Invalid value"),
+        ("a." * 30_000 + "b = 1", "a key has more than 32 parts"),
+        ("'a' . " * 9_000 + "b = 1", "a key has more than 32 parts"),
+        (f"{'a' * 100}." * 600 + "b = 1", "aaa... is not known"),
     ],
+    ids=lambda text: text[:20],
 )
 def test_a_wrong_config_is_named(text: str, message: str, tmp_path: Path) -> None:
     config = tmp_path / "dots" / "config.toml"

@@ -17,7 +17,7 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.convert import Event, Finished, Progress, Started, TensorDone
-from dotscli.quantize.presets import PRESETS, Preset
+from dotscli.quantize.recipe.presets import PRESETS, Preset
 from tests import reference, tiny
 
 # Eight layers, so that the rules for the first eighth apply; expert rows of 96 and dense rows of

@@ -12,11 +12,12 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.models.dots1 import Dots1
 from dotscli.quantize import plan_checkpoint
-from dotscli.quantize.codec import Codec
 from dotscli.quantize.plan import ALIGNMENT, Plan, plan
-from dotscli.quantize.presets import PRESETS
-from dotscli.quantize.recipe import Recipe
-from dotscli.quantize.types import TYPES, fitting, type_named
+from dotscli.quantize.recipe.presets import PRESETS
+from dotscli.quantize.recipe.recipe import Recipe
+from dotscli.quantize.recipe.types_of_file import listed
+from dotscli.quantize.rows.codec import Codec
+from dotscli.quantize.types import F32, Q6_K, TYPES, fitting, type_named
 from tests import tiny
 from tests.test_dots1 import REAL
 
@@ -92,6 +93,22 @@ def test_types_are_those_of_ggml() -> None:
         theirs = gguf.GGMLQuantizationType[kind.name]
         assert theirs.value == kind.id
         assert gguf.GGML_QUANT_SIZES[theirs] == (kind.block, kind.block_nbytes)
+
+
+def test_file_types_are_llama_cpps() -> None:
+    """general.file_type, whose numbers the package gguf knows, as llama.cpp's header has them."""
+    import llama_cpp
+
+    def number(name: str) -> int:
+        return int(getattr(llama_cpp, f"LLAMA_FTYPE_{name}"))
+
+    assert Recipe.preset("q4").file_type == number("MOSTLY_Q4_K_M")
+    assert Recipe.preset("q4_k_s").file_type == number("MOSTLY_Q4_K_S")
+    assert Recipe.preset("f32").file_type == number("ALL_F32")
+    assert Recipe.preset("mxfp4_moe").file_type == number("MOSTLY_MXFP4_MOE")
+    for kind in TYPES:  # a list of types is named after the one that most weights have
+        assert listed("of a budget", {}, {kind: 1, F32: 0}).file_type >= 0
+    assert listed("of a budget", {}, {Q6_K: 2, F32: 1}).file_type == number("MOSTLY_Q6_K")
 
 
 @pytest.mark.parametrize(

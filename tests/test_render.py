@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.render import Answer, answer_json, rate, short, stats_line
-from dotscli.stream import Piece, Stats
-from dotscli.tally import Stored, group_of, table_rows, tally
+from dotscli.conversation.answer import Answer, answer_json, rate, short, stats_line
+from dotscli.engine.stream import Piece, Stats
+from dotscli.views.tensor_groups import Stored, group_of, table_rows, tally
 
 STATS = Stats(
     prompt_tokens=1204, reused_tokens=1050, completion_tokens=312,

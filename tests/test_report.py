@@ -12,7 +12,7 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.convert import Event, Resumed, TensorDone
-from dotscli.quantize.report import ErrorReport, read_report
+from dotscli.quantize.output.error_report import ErrorReport, read_report
 from tests.test_importance import measurements, write
 from tests.transcript import dots
 

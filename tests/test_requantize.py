@@ -14,7 +14,7 @@ from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
 from dotscli.quantize.against import MatrixError, compare
 from dotscli.quantize.convert import Resumed, TensorDone
-from dotscli.quantize.presets import PRESETS
+from dotscli.quantize.recipe.presets import PRESETS
 from dotscli.quantize.verify import Damaged, verify
 from tests import gguf_maker, reference, tiny
 from tests.transcript import dots

@@ -20,9 +20,10 @@ import pytest
 
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
-from dotscli.quantize import journal, quantize_checkpoint
+from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.convert import Event, Finished, Progress, Resumed, Started, TensorDone
-from dotscli.quantize.writer import PartFile
+from dotscli.quantize.output import journal
+from dotscli.quantize.output.part_file import PartFile
 from tests import tiny
 from tests.transcript import dots
 
@@ -32,8 +33,9 @@ N_KILLS = 20
 SCRIPT = """
     import contextlib, signal, sys, time
     from pathlib import Path
-    from dotscli.quantize import journal, quantize_checkpoint
+    from dotscli.quantize import quantize_checkpoint
     from dotscli.quantize.encoder import Encoder
+    from dotscli.quantize.output import journal
 
     def stop(number, frame):
         raise SystemExit(143)
@@ -301,6 +303,12 @@ def test_a_torn_journal_is_read_as_far_as_it_goes(
     interrupt(checkpoint, out)
     path = out.with_name("o.gguf.part.journal")
     path.write_bytes(path.read_bytes()[:cut])
+    if cut == 1:  # nothing says that it is a journal
+        with pytest.raises(DotsError, match="does not begin like a journal") as caught:
+            go_on(checkpoint, out)
+        assert caught.value.hint.startswith("--restart")
+        path.unlink()
+        cut = 0
     events = go_on(checkpoint, out)
     found = resumed(events)
     assert (found is None) == (cut >= 0)
@@ -318,7 +326,11 @@ def test_flipped_bits_in_the_journal(checkpoint: Path, whole: bytes, tmp_path: P
         data = bytearray(path.read_bytes())
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         path.write_bytes(data)
-        go_on(checkpoint, out)
+        try:
+            go_on(checkpoint, out)
+        except DotsError as error:  # the first characters aren't those of a journal any more
+            assert "does not begin like" in error.message
+            go_on(checkpoint, out, restart=True)
         assert out.read_bytes() == whole
         out.unlink()
 
@@ -456,7 +468,7 @@ def test_a_signal_while_the_part_is_opened_leaves_nothing(
     def interrupted(*_arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("dotscli.quantize.writer.lock_file", interrupted)
+    monkeypatch.setattr("dotscli.quantize.output.part_file.lock_file", interrupted)
     with pytest.raises(KeyboardInterrupt), PartFile(tmp_path / "o.gguf", 1 << 20):
         pass
     assert not list(tmp_path.iterdir())

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dotscli.engine import Engine, EngineOptions, has_rpc
-from dotscli.engine.rpc_greeting import COUNT, WELCOME, greet, protocol_version
+from dotscli.engine.rpc.greeting import COUNT, WELCOME, greet, protocol_version
 from dotscli.errors import DotsError
 
 pytestmark = pytest.mark.skipif(not has_rpc(), reason="this llama.cpp was built without RPC")

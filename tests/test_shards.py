@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.quantize.safetensors_header import DTYPE_NBITS, parse_header, read_header
-from dotscli.quantize.shards import Shards
+from dotscli.quantize.source.safetensors_header import DTYPE_NBITS, parse_header, read_header
+from dotscli.quantize.source.shards import Shards
 from tests import tiny
 
 
@@ -26,21 +26,20 @@ def test_every_tensor_is_found_with_its_bytes(tmp_path: Path) -> None:
     assert shards.nbytes == sum(values.nbytes for values in expected.values())
     for name, values in expected.items():
         assert (shards.shape(name), shards.dtype(name)) == (values.shape, "F32")
-        assert shards.view(name, 0, values.nbytes).tobytes() == values.tobytes()
+        assert shards.read(name, 0, values.nbytes).tobytes() == values.tobytes()
     shards.close()
 
 
-def test_parts_are_read_and_given_back(tmp_path: Path) -> None:
+def test_parts_are_read_again_and_again(tmp_path: Path) -> None:
     folder = tiny.write_checkpoint(tmp_path, n_shards=1, dtype="F32")
     name = "lm_head.weight"
     expected = tiny.weights(tiny.config())[name].tobytes()
     shards = Shards.open(folder)
     for start, nbytes in ((0, 5), (4093, 8192), (len(expected) - 1, 1), (7, 0)):
-        for _ in range(2):  # what was given back can be read again
-            assert shards.view(name, start, nbytes).tobytes() == expected[start : start + nbytes]
-            shards.give_back(name, start, nbytes)
+        for _ in range(2):
+            assert shards.read(name, start, nbytes).tobytes() == expected[start : start + nbytes]
     with pytest.raises(ValueError, match="lm_head"):
-        shards.view(name, 0, len(expected) + 1)
+        shards.read(name, 0, len(expected) + 1)
     shards.close()
 
 
@@ -53,7 +52,7 @@ def test_header_of_odd_length_is_read(tmp_path: Path) -> None:
         struct.pack("<Q", len(text)) + text + values.tobytes()
     )
     shards = Shards.open(tmp_path)
-    assert shards.view("a", 0, 256).tobytes() == values.tobytes()
+    assert shards.read("a", 0, 256).tobytes() == values.tobytes()
 
 
 def test_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
@@ -62,7 +61,7 @@ def test_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(10_000)
     with pytest.raises(DotsError, match=r"model\.safetensors became shorter"):
-        shards.view("lm_head.weight", 0, 100)
+        shards.read("lm_head.weight", 0, 100)
 
 
 def test_header_may_be_empty_of_tensors(tmp_path: Path) -> None:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dotscli.engine.stream import Stats, TextStream
 from dotscli.errors import DotsError
-from dotscli.stream import Stats, TextStream
 
 
 def run(parts: list[bytes], stop: tuple[str, ...] = ()) -> tuple[str, bool]:

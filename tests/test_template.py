@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import signal
+import statistics
+import threading
 import time
 from pathlib import Path
 
@@ -10,7 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.models import budget, sandbox
+from dotscli.models import sandbox, template_process
+from dotscli.models import template_limits as budget
+from dotscli.models.child import Child
 from dotscli.models.template import DOTS1_TEMPLATE, Segment, render, segments
 
 HELLO = [{"role": "user", "content": "hi"}]
@@ -159,6 +167,110 @@ def test_no_template_runs_forever(template: str, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - start < 5
 
 
+SPACES = [{"role": "user", "content": "x" + " " * 3_000_000 + "x"}]
+AGAIN = "{% for i in range(99999) %}{% set a = messages[0].content.WHAT %}{% endfor %}"
+LONG_CALLS = (
+    "rfind('y')",
+    "rsplit('xx')",
+    "rpartition('y')",
+    "lstrip('x ')",
+    "find('y')",
+    "title()",
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "messages"),
+    [
+        ("{{ 1 | round(30000000, 'ceil') }}", HELLO),
+        ("{% set l = range(99999) | list %}{{ l | select('in', l) | list | length }}", HELLO),
+        ("{% set l = range(99999) | list %}{{ l | reject('in', l) | list | length }}", HELLO),
+        ("{% set l = range(99999) | list %}{{ l | map('round', 9999999) | list }}", HELLO),
+        ("{{ 9 ** 60 | int ** 60 }}" * 9999, HELLO),
+        ("{% if 1 %}a{% endif %}" * 9999, HELLO),
+        ("{% if 1 %}" + "{% elif 1 %}" * 9999 + "{% endif %}", HELLO),
+        ("{% set a = [" + "[1]," * 50_000 + "] %}", HELLO),
+        ("{{ messages[0].content | wordcount }}{{ messages | tojson | length }}" * 40, SPACES),
+        *((AGAIN.replace("WHAT", call), SPACES) for call in LONG_CALLS),
+        (AGAIN.replace(".WHAT", " | trim"), SPACES),
+        (AGAIN.replace(".WHAT", " | sort | unique | list"), SPACES),
+        (AGAIN.replace("= messages[0].content.WHAT", "= messages[0].content in ' ' * 3000000"),
+         SPACES),
+    ],
+    ids=lambda value: value[:40] if isinstance(value, str) else "",
+)  # fmt: skip
+def test_no_single_call_and_no_compilation_escapes_the_clock(
+    template: str, messages: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(template_process, "HEADROOM_SECONDS", 0.1)
+    render("{{ 1 }}", HELLO)  # the child is there
+    start = time.monotonic()
+    with pytest.raises(DotsError, match="chat template"):
+        render(template, messages)
+    assert time.monotonic() - start < 3
+    assert render("{{ 1 }}", HELLO) == "1"
+
+
+def test_namespaces_that_hold_much_end_at_the_childs_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    small = Child("dotscli.models.template_child", 64 * 1024**2)
+    monkeypatch.setattr(template_process, "_child", lambda: small)
+    monkeypatch.setattr(budget, "MAX_SECONDS", 20.0)
+    hold = "".join(f"{{% set ns.a{i} = '😀' * 4000000 %}}" for i in range(60))
+    with pytest.raises(DotsError, match="stopped: it needs more than 64 MiB of memory"):
+        render("{% set ns = namespace() %}" + hold + "{{ ns | length }}", HELLO)
+
+
+def test_known_templates_render_here_and_quickly() -> None:
+    folder = Path(sandbox.__file__).parent
+    nano = json.loads((folder / "nano" / "tokenizer_config.json").read_text("utf-8"))
+    sources = [DOTS1_TEMPLATE, nano["chat_template"]]
+    known = {hashlib.sha256(source.encode()).hexdigest() for source in sources}
+    assert known == set(template_process.KNOWN)
+    template_process.let_go()
+    for source in sources:
+        seconds = []
+        for _ in range(20):
+            start = time.perf_counter()
+            render(source, TALK)
+            seconds.append(time.perf_counter() - start)
+        assert statistics.median(seconds) < 0.005
+    assert not template_process._child().running
+
+
+def test_an_unknown_template_is_expected_while_the_model_loads() -> None:
+    template_process.let_go()
+    template_process.expect(DOTS1_TEMPLATE)
+    assert not template_process._child().running
+    template_process.expect("{{ 1 }}")
+    assert template_process._child().running
+    assert render("{{ 1 }}", HELLO) == "1"
+    template_process.let_go()
+    assert not template_process._child().running
+
+
+def test_ctrl_c_ends_a_template_at_once() -> None:
+    render("{{ 1 }}", HELLO)
+    threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        render("{{ 1 | round(30000000, 'ceil') }}", HELLO)
+    assert time.monotonic() - start < 2
+
+
+@pytest.mark.parametrize("content", ["\0", "\ud800", "字" * 1_000_000, "\u2028\x85", "{{ 1 }}"])
+def test_any_text_goes_through_a_template(content: str) -> None:
+    messages = [{"role": "user", "content": content}]
+    assert render("{{ messages[0].content }}", messages) == content
+    assert render("{{ messages[0].content }}" * 2, messages) == content * 2
+
+
+def test_a_template_may_hold_any_characters() -> None:
+    assert render("\ud800{{ '\0' }}\0", HELLO) == "\ud800\0\0"
+
+
 @pytest.mark.parametrize(
     ("template", "message"),
     [
@@ -171,7 +283,7 @@ def test_no_template_runs_forever(template: str, monkeypatch: pytest.MonkeyPatch
         ("{% for a in [1] %}" * 50 + "{% endfor %}" * 50, "nested"),
         ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
         ("{{ raise_exception('first\nsecond') }}", "stopped: first second"),
-        ("x" * (sandbox.MAX_SOURCE + 1), "characters, more than"),
+        ("x" * (template_process.MAX_SOURCE + 1), "characters, more than"),
     ],
 )
 def test_a_bad_template_ends_in_one_line(template: str, message: str) -> None:

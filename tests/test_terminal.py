@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dotscli.errors import DotsError
-from dotscli.progress import Progress, format_bytes, format_seconds
-from dotscli.terminal import Terminal
-from dotscli.text import printable
+from dotscli.terminal.progress import Progress
+from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import format_bytes, format_seconds, printable
 from tests.transcript import Screen
 
 TRICKY = (
@@ -90,7 +90,7 @@ def test_quiet_keeps_errors_and_warnings() -> None:
 
 
 def test_a_note_never_stands_behind_a_progress_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dotscli.progress.QUIET_S", 0)
+    monkeypatch.setattr("dotscli.terminal.progress.QUIET_S", 0)
     t = terminal(tty=True, NO_COLOR="1")
     with t.progress("work", 10) as progress:
         progress.update(5)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dotscli.tint import BOLD, CODE, HEADING, RESET, Tint
+from dotscli.terminal.markdown import BOLD, CODE, HEADING, RESET, Tint
 
 MARKDOWN = st.lists(
     st.sampled_from(

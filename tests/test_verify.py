@@ -15,7 +15,7 @@ from dotscli.engine import Engine, EngineOptions
 from dotscli.errors import DotsError
 from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
-from dotscli.quantize.checksums import KEY, checksum
+from dotscli.quantize.output.checksums import KEY, checksum
 from dotscli.quantize.types import TYPES
 from dotscli.quantize.verify import Damaged, matrices, verify
 from tests import reference, tiny
@@ -73,12 +73,12 @@ def test_every_flipped_bit_is_found_and_its_expert_named(copy: Path) -> None:
 
 def test_damage_is_told_in_words(copy: Path) -> None:
     matrix = next(m for m in matrices(read_gguf(copy), None) if m.expert == 5)
-    flip(copy, matrix.start)
+    flip(copy, matrix.start + 20)  # a scale would be told apart
     done = dots("verify", copy)
     assert done.exit_status == 1
     label = "blk.1.ffn_gate_exps.weight, expert 5"
     assert done.stderr == f"error: {copy}: {label} ({matrix.type}) is damaged\n"
-    assert "; 1 differences." in done.stdout
+    assert "; 1 difference." in done.stdout
     report = dots("verify", copy, "--json").json
     assert [(d["tensor"], d["expert"]) for d in report["damaged"]] == [(matrix.tensor, 5)]
     assert dots("verify", copy, "--tensor", "output.weight").exit_status == 0
@@ -190,8 +190,8 @@ def test_errors_equal_those_of_the_package_gguf(kind: object, tmp_path: Path) ->
     from gguf.constants import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    from dotscli.quantize.codec import Codec
-    from dotscli.quantize.decode import decode
+    from dotscli.quantize.rows.codec import Codec
+    from dotscli.quantize.rows.decode import decode
     from dotscli.quantize.types import TensorType
 
     assert isinstance(kind, TensorType)
@@ -264,3 +264,19 @@ def test_a_tensor_larger_than_a_file(tiny_checkpoint: Path, tmp_path: Path) -> N
 def test_one_file_is_enough_for_a_small_model(tiny_checkpoint: Path, tmp_path: Path) -> None:
     list(quantize_checkpoint(tiny_checkpoint, tmp_path / "o.gguf", split_max_size=1 << 30))
     assert [path.name for path in tmp_path.iterdir()] == ["o.gguf"]
+
+
+def test_a_folder_is_told_from_a_file(tiny_checkpoint: Path) -> None:
+    done = dots("verify", tiny_checkpoint)
+    assert done.exit_status == 1
+    assert f"error: {tiny_checkpoint} is a folder" in done.stderr
+    assert f"hint: dots verify FILE.gguf --against {tiny_checkpoint}" in done.stderr
+
+
+def test_an_importance_matrix_is_named_for_what_it_is() -> None:
+    path = Path(__file__).parent / "data" / "imatrix" / "small.imatrix.gguf"
+    for words in (("verify", path), ("prompt", "hi", "-m", path), ("plan", path)):
+        done = dots(*words)
+        assert done.exit_status == 1
+        assert f"error: {path} is an importance matrix, not a model" in done.stderr
+        assert f"--imatrix {path}" in done.stderr

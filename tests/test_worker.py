@@ -15,11 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.engine import has_rpc, rpc, rpc_server
-from dotscli.engine.connections import limit_waits
-from dotscli.engine.rpc_greeting import greet, protocol_version
+from dotscli.engine import has_rpc
+from dotscli.engine.rpc import client as rpc
+from dotscli.engine.rpc import server as rpc_server
+from dotscli.engine.rpc.connections import limit_waits
+from dotscli.engine.rpc.greeting import greet, protocol_version
 from dotscli.errors import DotsError
-from dotscli.terminal import Terminal
+from dotscli.terminal.terminal import Terminal
 from tests.transcript import command, dots, dots_process, environment, on_a_terminal
 from tests.workers import Worker, running_worker
 

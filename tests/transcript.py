@@ -25,8 +25,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dotscli.cli import run
-from dotscli.terminal import Terminal
+from dotscli.cli.app import run
+from dotscli.terminal.terminal import Terminal
 
 ROOT = Path(__file__).resolve().parents[1]
 # ggml's threads wait for each other by spinning: on a busy machine two are far slower than one.
@@ -154,13 +154,17 @@ def plain(text: str) -> str:
 
 @contextmanager
 def on_a_terminal(
-    *words: str | Path, columns: int = 80, stdout: int | None = None, **changes: str
+    *words: str | Path,
+    columns: int = 80,
+    stdout: int | None = None,
+    shell: list[str] | None = None,
+    **changes: str,
 ) -> Iterator[Terminals]:
-    """A real process whose stdin, stdout and stderr are a terminal."""
+    """A real process whose stdin, stdout and stderr are a terminal; or a shell instead of dots."""
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     process = subprocess.Popen(
-        command(*words),
+        shell or command(*words),
         stdin=slave,
         stdout=slave if stdout is None else stdout,
         stderr=slave,

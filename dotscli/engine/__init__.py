@@ -9,11 +9,11 @@ from __future__ import annotations
 from dotscli.engine.cpu import caveats
 from dotscli.engine.devices import Device, devices, idle_backends
 from dotscli.engine.ending import say_at_abort
-from dotscli.engine.grammar import json_schema_grammar
+from dotscli.engine.engine import Engine
+from dotscli.engine.grammar import check_grammar, json_schema_grammar
 from dotscli.engine.lib import versions
-from dotscli.engine.model import Engine
 from dotscli.engine.options import EngineOptions, HotOptions
-from dotscli.engine.rpc import has_rpc
+from dotscli.engine.rpc.client import has_rpc
 
 __all__ = [
     "Device",
@@ -21,6 +21,7 @@ __all__ = [
     "EngineOptions",
     "HotOptions",
     "caveats",
+    "check_grammar",
     "devices",
     "has_rpc",
     "idle_backends",

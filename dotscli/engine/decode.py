@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
-from dotscli.engine.load import MAX_OUTPUTS
 from dotscli.engine.log import log
+from dotscli.engine.options import MAX_OUTPUTS
 from dotscli.errors import DotsError
 
 if TYPE_CHECKING:
@@ -20,10 +20,10 @@ ABORTED = 2  # llama_decode: stopped by the abort callback
 
 
 def not_numbers() -> DotsError:
-    """What to say about logits that are NaN: sampling would quietly make an answer of them."""
+    """What to say about logits that are NaN or infinite: sampling would make an answer of them."""
     return DotsError(
-        "the model computes no numbers (NaN), its weights are damaged",
-        hint="fetch or write the file again",
+        "the model computes no numbers (NaN or infinity), its weights are damaged",
+        hint="dots verify FILE.gguf says where; fetch or write the file again",
     )
 
 
@@ -118,11 +118,11 @@ class Decoder:
         """Looks at all of the last logits; while decoding one of them has to do.
 
         Raises:
-            DotsError: one of them is not a number.
+            DotsError: one of them is not a finite number.
         """
         pointer = self._api.llama_get_logits_ith(self._context, -1)
         values = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self._n_vocab))[0]
-        if math.isnan(sum(memoryview(values).cast("B").cast("f"))):
+        if not math.isfinite(sum(memoryview(values).cast("B").cast("f"))):
             raise not_numbers()
 
     def decode(self, token: int) -> None:
@@ -139,7 +139,7 @@ class Decoder:
         if status:
             self._fail(status)
         first = self._api.llama_get_logits_ith(self._context, -1)[0]
-        if first != first:  # NaN in the last layer's output makes all of them so
+        if not math.isfinite(first):  # what isn't in the last layer's output makes all of them so
             raise not_numbers()
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dotscli.engine.lib import ggml
-from dotscli.hot.library import DEVICE_NAME
+from dotscli.hot.backend.library import DEVICE_NAME
 
 POINTER = ctypes.c_void_p
 GPU_BACKENDS = ("CUDA", "MTL", "MUSA", "ROCm", "SYCL", "Vulkan")  # as they are registered

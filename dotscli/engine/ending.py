@@ -17,7 +17,7 @@ from typing import NoReturn
 
 from dotscli.engine.interrupt import not_endless
 from dotscli.engine.lib import ggml
-from dotscli.engine.rpc import lost_worker
+from dotscli.engine.rpc.client import lost_worker
 from dotscli.errors import DotsError
 
 _said: list[Callable[[DotsError], None]] = []

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from dotscli.engine.decode import Decoder
 from dotscli.engine.sampler import Sampler
+from dotscli.engine.stream import Piece, Stats, TextStream
 from dotscli.engine.vocab import Vocabulary
-from dotscli.stream import Piece, Stats, TextStream
 
 if TYPE_CHECKING:
-    from dotscli.engine.hot import HotExperts
+    from dotscli.engine.hot.experts import HotExperts
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,7 @@ class Answer:
         self._text = text
         self._hot = hot
         self._reused = 0
+        self._evaluated = 0  # of the prompt, in batches that are finished
         self._completion = 0
         self._prefill_s = 0.0
         self._decode_s = 0.0
@@ -57,7 +58,7 @@ class Answer:
     def stats(self) -> Stats:
         """Figures up to now."""
         return Stats(
-            prompt_tokens=len(self._prompt),
+            prompt_tokens=self._reused + self._evaluated,
             reused_tokens=self._reused,
             completion_tokens=self._completion,
             prefill_s=self._prefill_s,
@@ -74,15 +75,25 @@ class Answer:
             started = perf_counter()
             self._reused = self._decoder.reuse(self._prompt)
             self._sampler.remember(self._prompt)
-            self._decoder.prefill(self._prompt[self._reused :], on_prefill)
-            self._decoder.check_output()
-            self._prefill_s = perf_counter() - started
+            self._prefill(on_prefill, started)
             reason = "length"
             if self._limits.n_predict != 0:
                 reason = yield from self._decoded(started)
         finally:
             self._sampler.free()
         yield Piece(self._text.flush(), finish_reason=reason, stats=self.stats)
+
+    def _prefill(self, on_prefill: Callable[[int, int], None] | None, started: float) -> None:
+        def count(done: int, total: int) -> None:
+            self._evaluated = done
+            if on_prefill is not None:
+                on_prefill(done, total)
+
+        try:
+            self._decoder.prefill(self._prompt[self._reused :], count)
+            self._decoder.check_output()
+        finally:
+            self._prefill_s = perf_counter() - started
 
     def _decoded(self, started: float) -> Generator[Piece, None, str]:
         decoder, text, n_ctx = self._decoder, self._text, self._limits.n_ctx

@@ -1,72 +1,81 @@
-"""Grammars: what is checked before llama.cpp parses one, and JSON schemas turned into them.
+"""Grammars of answers: checked, made from JSON schemas, and followed token by token.
 
-The parser of llama.cpp and the converter of llama-cpp-python both work by recursion and by
-writing repetitions out, so depth and numbers are bounded here first; what they reject after that
-becomes an error with their own words.
+llama.cpp's grammars take any time and any memory, in the parser and at every token: it follows all
+the ways in which a text could have been made at once, their number can double with every
+character, and it aborts where it is surprised. No check beforehand tells which grammars do that
+with which answer. So all of it happens in a child (`dotscli.engine.grammar_child`) that is killed
+when it takes too long or grows too large. It knows no sampling.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator
+import base64
+import functools
+import itertools
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from dotscli.engine.lib import submodule
 from dotscli.errors import DotsError
+from dotscli.models.child import Child, ChildError
 
-MAX_GRAMMAR = 1 << 20  # characters
-MAX_RULES = 4096
-MAX_NESTING = 64
-MAX_REPEAT = 2000  # llama.cpp's own limit for x{m,n}
-# The converter lets control characters into strings as they are, which JSON does not.
-LOOSE_CHARACTER = r'[^"\\] | "\\"'
-STRICT_CHARACTER = r'[^"\\\x00-\x1f\x7f] | "\\"'
-# Literals, character classes and comments, whose insides are no syntax.
-_SKIPPED = re.compile(r'"(?:\\.|[^"\\])*"|\[(?:\\.|[^\]\\])*\]|#[^\n]*', re.DOTALL)
-_REPEAT = re.compile(r"\{\s*(\d{1,9})\s*(?:,\s*(\d{1,9})\s*)?\}")
-_STACKED = re.compile(r"[*+?}]\s*(?:[*+?]|\{[\s\d,]*\})")
-COUNTS = ("minItems", "maxItems", "minLength", "maxLength")
+if TYPE_CHECKING:
+    import numpy as np
+
+MAX_SECONDS = 3.0  # for one check, one schema or one token; usual are milliseconds
+VOCABULARY_SECONDS = 60.0  # to read it from a slow disk
+MAX_NBYTES = 1 << 30  # of the child; a vocabulary of 152,064 tokens takes a tenth
+MAX_TEXT = 1 << 22  # characters of a grammar or schema that are looked at
+# No devices are wanted there, and no debugger that looks for the cause when llama.cpp aborts.
+ENVIRONMENT = {
+    "CUDA_VISIBLE_DEVICES": "-1",
+    "HIP_VISIBLE_DEVICES": "-1",
+    "GGML_VK_VISIBLE_DEVICES": "",
+    "GGML_NO_BACKTRACE": "1",
+}
+SIMPLER = "make it simpler: fewer repetitions, optional parts and alternatives that begin alike"
+_numbers = itertools.count(1)
+_closed: deque[int] = deque()  # told to the child with the next grammar
+
+
+@functools.cache
+def _child() -> Child:
+    return Child("dotscli.engine.grammar_child", MAX_NBYTES, ENVIRONMENT)
+
+
+def _ask(what: str, seconds: float, **question: Any) -> Any:
+    try:
+        return _child().ask(question, seconds)
+    except ChildError as error:
+        raise DotsError(_said(what, error), SIMPLER) from error
+
+
+def _said(what: str, error: ChildError) -> str:
+    match error.reason:
+        case "time" | "memory":
+            return f"{what} can't be used: {error}"
+        case "start":
+            return f"{what} can't be checked: {error}"
+        case "bytes":
+            return f"{what} is too long: {error}"
+        case _:
+            return f"{what} can't be used: {error}"
+
+
+def let_go() -> None:
+    """Ends the child, if there is one; the next grammar starts another."""
+    _child().stop()
 
 
 def check_grammar(text: str) -> None:
-    """Refuses GBNF that could exhaust the stack or the memory of llama.cpp's parser.
+    """Refuses what llama.cpp can't parse as GBNF with a rule `root`, or not within the limits.
 
     Raises:
-        DotsError: too long, too many rules, parentheses too deep, repetitions of repetitions or
-            beyond measure, tokens by number (llama.cpp aborts on some), or a NUL character.
+        DotsError: with the reason, llama.cpp's own where it has one.
     """
-    if "\0" in text:
-        raise DotsError("the grammar has a NUL character in it")
-    if len(text) > MAX_GRAMMAR:
-        raise DotsError(f"the grammar has {len(text)} characters, at most {MAX_GRAMMAR} work")
-    if text.count("::=") > MAX_RULES:
-        raise DotsError(f"the grammar has {text.count('::=')} rules, at most {MAX_RULES} work")
-    plain = _SKIPPED.sub(lambda match: "#" if match[0][0] == "#" else '""', text)
-    if token := re.search(r"!?<[^>\n]*>?", plain):
-        raise DotsError(
-            f"the grammar names the token {token[0]}, which does not work reliably in llama.cpp",
-            hint="write the text of the token as a literal",
-        )
-    if _depth(plain) > MAX_NESTING:
-        raise DotsError(f"the grammar nests parentheses deeper than {MAX_NESTING}")
-    for match in _REPEAT.finditer(plain):
-        low = int(match[1])
-        if match[2] and not low <= int(match[2]) <= MAX_REPEAT:
-            raise DotsError(f"the grammar repeats {match[0]}", hint=f"give at most {MAX_REPEAT}")
-    if stacked := _STACKED.search(plain):
-        raise DotsError(
-            f"the grammar has two repetitions in a row: {stacked[0]}",
-            hint="put the inner one into parentheses, or leave one out",
-        )
-
-
-def _depth(plain: str) -> int:
-    """Deepest nesting of parentheses."""
-    depth = deepest = 0
-    for character in plain:
-        depth += (character == "(") - (character == ")")
-        deepest = max(deepest, depth)
-    return deepest
+    _check_length("the grammar", text)
+    _ask("the grammar", MAX_SECONDS, do="check", text=text)
 
 
 def json_schema_grammar(schema: str) -> str:
@@ -76,55 +85,65 @@ def json_schema_grammar(schema: str) -> str:
         schema: JSON text of an object. References may only point into the schema itself.
 
     Raises:
-        DotsError: no JSON, or a schema that the converter does not support.
+        DotsError: no JSON, a schema that the converter does not support, or one that takes more
+            time or memory than there is for it.
     """
-    try:
-        parsed = json.loads(schema)
-    except (ValueError, RecursionError) as error:
-        raise DotsError(f"the JSON schema is not JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise DotsError("the JSON schema is no JSON object", hint='for instance {"type": "object"}')
-    for node in _objects(parsed):
-        _check_node(node)
-    converter = submodule("llama_grammar")
-    try:
-        grammar = str(converter.json_schema_to_gbnf(schema))
-    except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-        raise DotsError(f"the JSON schema cannot be turned into a grammar: {error}") from error
-    except RecursionError as error:
-        raise DotsError("the JSON schema is too deep, or refers to itself") from error
-    grammar = grammar.replace(LOOSE_CHARACTER, STRICT_CHARACTER)
-    check_grammar(grammar)
-    return grammar
+    _check_length("the JSON schema", schema)
+    return str(_ask("the JSON schema", MAX_SECONDS, do="schema", text=schema))
 
 
-def _objects(root: object) -> Iterator[dict[str, object]]:
-    todo = [root]
-    while todo:
-        node = todo.pop()
-        if isinstance(node, dict):
-            yield node
-            todo.extend(node.values())
-        elif isinstance(node, list):
-            todo.extend(node)
+def _check_length(what: str, text: str) -> None:
+    if len(text) > MAX_TEXT:
+        raise DotsError(f"{what} has {len(text)} characters, at most {MAX_TEXT} work")
 
 
-def _check_node(node: dict[str, object]) -> None:
-    reference = node.get("$ref")
-    if isinstance(reference, str) and not reference.startswith("#/"):
-        raise DotsError(
-            f"the JSON schema refers to {reference!r}",
-            hint="only references like #/$defs/NAME work",
-        )
-    pattern = node.get("pattern")
-    if isinstance(pattern, str):
-        for number in re.findall(r"\d+", " ".join(re.findall(r"\{([^}]*)\}", pattern))):
-            if int(number[:9]) > MAX_REPEAT:
-                raise DotsError(
-                    f"the JSON schema has the pattern {pattern!r}",
-                    hint=f"repeat at most {MAX_REPEAT} times",
-                )
-    for key in COUNTS:
-        count = node.get(key)
-        if isinstance(count, int) and not 0 <= count <= MAX_REPEAT:
-            raise DotsError(f"the JSON schema has {key} {count}", hint=f"give 0 to {MAX_REPEAT}")
+class Grammar:
+    """A grammar with the place in it that an answer has reached.
+
+    Raises:
+        DotsError: the grammar does not parse, or llama.cpp does not read the vocabulary.
+    """
+
+    def __init__(self, text: str, model: Path, refused: Sequence[int]) -> None:
+        """
+        Args:
+            text: GBNF with a rule `root`.
+            model: the GGUF whose vocabulary the tokens are of, checked.
+            refused: ids that the grammar never allows.
+        """
+        _check_length("the grammar", text)
+        self._number = next(_numbers)
+        path = str(model.absolute())
+        _ask("the grammar", VOCABULARY_SECONDS, do="vocabulary", model=path)
+        _ask(
+            "the grammar", MAX_SECONDS,
+            do="open", number=self._number, text=text, model=path, refused=list(refused),
+            closed=[_closed.popleft() for _ in range(len(_closed))],
+        )  # fmt: skip
+
+    def take(self, token: int) -> bool:
+        """Whether the grammar allows the token next; if so, it is part of the answer now.
+
+        Raises:
+            DotsError: it takes too long or too much memory to say.
+        """
+        return bool(self._ask("take", token=token))
+
+    def allowed(self) -> np.ndarray:
+        """Which tokens the grammar allows next: bool (n_vocab,).
+
+        Raises:
+            DotsError: as `take`.
+        """
+        import numpy as np
+
+        bits = base64.b64decode(self._ask("allowed"))
+        n_vocab = int.from_bytes(bits[:4], "little")
+        return np.unpackbits(np.frombuffer(bits[4:], np.uint8), count=n_vocab).astype(bool)
+
+    def close(self) -> None:
+        """It is not needed any more. Asks nothing: it may be called when garbage is collected."""
+        _closed.append(self._number)
+
+    def _ask(self, do: str, **question: Any) -> Any:
+        return _ask("the grammar", MAX_SECONDS, do=do, number=self._number, **question)

@@ -15,35 +15,38 @@ from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.cpu import may_crash_with_amx
 from dotscli.engine.devices import Device, has_gpu, registered
-from dotscli.engine.hot_choice import HotChoice, choose
+from dotscli.engine.hot.choice import HotChoice, choose
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
-from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, EngineOptions
-from dotscli.engine.placement import override_array
-from dotscli.engine.rpc import add_rpc, any_lost
+from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, MAX_OUTPUTS, MAX_UBATCH, EngineOptions
+from dotscli.engine.overrides import override_array
+from dotscli.engine.rpc.client import add_rpc, any_lost
 from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size, free_memory
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
+from dotscli.models.regular_file import check_replaceable
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
-    from dotscli.engine.hot import HotExperts
+    from dotscli.engine.hot.experts import HotExperts
 
-MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
-MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
 ALL_LAYERS = -1
 
 
 @dataclass
 class Loaded:
-    """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known."""
+    """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known.
+
+    `most_ctx` is the longest context to advise: what the model was trained for and memory allows.
+    """
 
     model: Any
     context: Any
     n_ctx: int
     kept: list[Any]
+    most_ctx: int = 0
     hot: HotExperts | None = None
     hot_off: str = ""
     workers: tuple[str, ...] = ()
@@ -87,7 +90,7 @@ def load(
     add_rpc(options.rpc)
     log().clear()
     trace = options.hot.trace if options.hot else None
-    options, choice, reason = choose(gguf, options, warn)
+    options, choice, reason = choose(gguf, options, registered(), warn)
     if trace is not None:
         _check_trace(trace, choice)
     loaded = _loaded(gguf, options, choice, on_progress, warn, collector)
@@ -112,6 +115,7 @@ def _check_trace(path: Path, choice: HotChoice | None) -> None:
             "what is routed can be traced with hot experts only",
             hint="--hot 1M --hot-device CPU has them on any machine",
         )
+    check_replaceable(path, "--heat-trace")
     if path.exists():
         raise DotsError(f"{path} exists already", hint="name another file for the trace")
 
@@ -134,7 +138,7 @@ def _loaded(
     first, second = _halves(on_progress) if loaded.hot else (on_progress, None)
     try:
         loaded.model = _model(gguf, options, first, loaded)
-        loaded.n_ctx = _n_ctx(gguf, options, warn)
+        loaded.n_ctx, loaded.most_ctx = _n_ctx(gguf, options, warn)
         loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options, collector)
         if loaded.hot:
             loaded.hot.fill(second)
@@ -145,7 +149,7 @@ def _loaded(
 
 
 def _hot(choice: HotChoice, warn: Callable[[str], None]) -> HotExperts | None:
-    from dotscli.engine.hot import HotExperts  # with numpy, which stock needs not wait for
+    from dotscli.engine.hot.experts import HotExperts  # with numpy, which stock needs not wait for
 
     try:
         return HotExperts(choice, warn)
@@ -175,7 +179,7 @@ def _model(
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
     if may_crash_with_amx():
         params.use_extra_bufts = False
-    last = loaded.hot.overrides if loaded.hot else ()
+    last = loaded.hot.placements if loaded.hot else ()
     overrides = override_array(options, (tensor.name for tensor in gguf.tensors), last)
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
@@ -204,23 +208,26 @@ def _model(
     return model
 
 
-def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> int:
+def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> tuple[int, int]:
+    """The context to make, and the longest one to advise."""
     trained = _number(gguf.metadata, "context_length")
     sizes = sizes_of(gguf)
     cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
+    memory = _cache_memory()
+    most = min(trained, memory // max(1, cost))
     if options.n_ctx:
         if options.n_ctx > trained:
             warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
-        check_cache_fits(options.n_ctx, cost, _cache_memory())
-        return options.n_ctx
-    return context_size(trained, cost, _free_bytes(gguf, options))
+        check_cache_fits(options.n_ctx, cost, memory)
+        return options.n_ctx, most
+    return context_size(trained, cost, _free_bytes(gguf, options)), most
 
 
 def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
     """A quantized cache works in blocks within a head; llama.cpp aborts if they do not fit."""
     head_dim = sizes_of(gguf).head_dim
     for flag, kind in (("k", options.cache_type_k), ("v", options.cache_type_v)):
-        block = CACHE_TYPES[kind][1]
+        block = CACHE_TYPES[kind].block
         if head_dim % block:
             raise DotsError(
                 f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
@@ -262,8 +269,8 @@ def _context(
         params.cb_eval = collector.callback
         params.n_outputs_max = params.n_batch  # the last layer computes only what is put out
     params.n_threads, params.n_threads_batch = options.threads()
-    params.type_k = CACHE_TYPES[options.cache_type_k][0]
-    params.type_v = CACHE_TYPES[options.cache_type_v][0]
+    params.type_k = CACHE_TYPES[options.cache_type_k].id
+    params.type_v = CACHE_TYPES[options.cache_type_v].id
     params.flash_attn_type = FLASH_ATTN[options.flash_attn]
     context = api.llama_init_from_model(model, params)
     if not context:

@@ -11,23 +11,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dotscli.engine.sampling import shown
 from dotscli.errors import DotsError
+from dotscli.models.gguf_type import BY_NAME, TensorType
 
-# ggml type ids and bytes per block of the types that llama.cpp's attention reads (ggml.h).
-CACHE_TYPES: dict[str, tuple[int, int, int]] = {  # name: id, elements in a block, bytes of a block
-    "f32": (0, 1, 4),
-    "f16": (1, 1, 2),
-    "bf16": (30, 1, 2),
-    "q8_0": (8, 32, 34),
-    "q4_0": (2, 32, 18),
-    "q4_1": (3, 32, 20),
-    "iq4_nl": (20, 32, 18),
-    "q5_0": (6, 32, 22),
-    "q5_1": (7, 32, 24),
+# The types that llama.cpp's attention reads.
+CACHE_TYPES: dict[str, TensorType] = {
+    name: BY_NAME[name.upper()]
+    for name in ("f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "iq4_nl", "q5_0", "q5_1")
 }
 FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 MAX_CTX = 1 << 20
 MAX_BATCH = 1 << 14
+MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
+MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
 MAX_THREADS = 512  # GGML_MAX_N_THREADS, beyond which ggml aborts
 
 
@@ -97,7 +94,7 @@ class EngineOptions:
         _check_name("--cache-type-k", self.cache_type_k, CACHE_TYPES)
         _check_name("--cache-type-v", self.cache_type_v, CACHE_TYPES)
         _check_name("--flash-attn", self.flash_attn, FLASH_ATTN)
-        if self.flash_attn == "off" and CACHE_TYPES[self.cache_type_v][1] > 1:
+        if self.flash_attn == "off" and CACHE_TYPES[self.cache_type_v].quantized:
             raise DotsError(
                 f"a {self.cache_type_v} cache for V needs flash attention",
                 hint="leave out --flash-attn off, or use --cache-type-v f16",
@@ -112,8 +109,7 @@ class EngineOptions:
 
 def cache_bytes(name: str, elements: int) -> int:
     """Bytes that a row of `elements` takes in a cache of that type."""
-    _, block, nbytes = CACHE_TYPES[name]
-    return -(-elements // block) * nbytes
+    return CACHE_TYPES[name].row_nbytes(elements)
 
 
 def usable_cores() -> int:
@@ -140,7 +136,7 @@ def _cgroup_cpus(default: int) -> int:
 
 def _check_range(flag: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise DotsError(f"{flag} is {value}", hint=f"give {low} to {high}", exit_status=2)
+        raise DotsError(f"{flag} is {shown(value)}", hint=f"give {low} to {high}", exit_status=2)
 
 
 def _check_name(flag: str, value: str, known: Iterable[str]) -> None:

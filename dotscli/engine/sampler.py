@@ -3,7 +3,8 @@
 Without a grammar one C call per token does everything. With one, the token is sampled first and
 only then shown to the grammar; where the grammar objects, the whole vocabulary goes through it
 and the chain samples again. Judging one token costs microseconds, judging 152,064 milliseconds,
-and the model mostly wants what the grammar allows (llama.cpp's own programs do the same).
+and the model mostly wants what the grammar allows (llama.cpp's own programs do the same). The
+grammar itself lives in another process, `dotscli.engine.grammar`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from dotscli.engine.decode import not_numbers
-from dotscli.engine.grammar import check_grammar
+from dotscli.engine.grammar import Grammar
 from dotscli.engine.lib import llama
-from dotscli.engine.log import log
+from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
-from dotscli.sampling import Sampling
 
 
 def nothing_allowed() -> DotsError:
@@ -37,7 +38,12 @@ class Sampler:
     """
 
     def __init__(
-        self, context: Any, vocab: Any, sampling: Sampling, markup: Callable[[], Sequence[int]]
+        self,
+        context: Any,
+        vocab: Any,
+        sampling: Sampling,
+        markup: Callable[[], Sequence[int]],
+        model: Path,
     ) -> None:
         """
         Args:
@@ -47,19 +53,22 @@ class Sampler:
             markup: ids of the control tokens that do not end an answer. llama.cpp's grammars read
                 such a token as its name, <|system|> for instance, which any rule for free text
                 would let in; under a grammar they are never drawn.
+            model: the file of that vocabulary.
         """
         self._api = llama()
         self._context = context
         self._vocab = vocab
         self._markup = markup
-        self._grammar = _grammar(self._api, vocab, sampling.grammar) if sampling.grammar else None
+        self._grammar = (
+            Grammar(sampling.grammar, model, markup()) if sampling.grammar is not None else None
+        )
         self._chain = _chain(self._api, sampling, self._api.llama_vocab_n_tokens(vocab))
         # freed also if the answer is never asked for
-        self._freed = [
-            weakref.finalize(self, self._api.llama_sampler_free, sampler)
-            for sampler in (self._chain, self._grammar)
-            if sampler
+        self._freed: list[Callable[[], Any]] = [
+            weakref.finalize(self, self._api.llama_sampler_free, self._chain)
         ]
+        if self._grammar is not None:
+            self._freed.append(weakref.finalize(self, self._grammar.close))
         self._penalizes = sampling.penalizes
         self._last_n = sampling.repeat_last_n
 
@@ -74,11 +83,10 @@ class Sampler:
         if self._grammar is None:
             return int(self._api.llama_sampler_sample(self._chain, self._context, -1))
         token = self._sample_freely()
-        if not self._allowed(token):
-            token = self._sample_allowed()
-            if not self._allowed(token):
-                raise nothing_allowed()  # llama.cpp would abort on the next line
-        self._api.llama_sampler_accept(self._grammar, token)
+        if not self._grammar.take(token):
+            token = self._sample_allowed(self._grammar)
+            if not self._grammar.take(token):
+                raise nothing_allowed()
         self._api.llama_sampler_accept(self._chain, token)
         return token
 
@@ -96,7 +104,7 @@ class Sampler:
         records["id"] = np.arange(n_vocab, dtype=np.int32)
         logits = self._api.llama_get_logits_ith(self._context, -1)
         records["logit"] = np.ctypeslib.as_array(logits, shape=(n_vocab,))
-        if np.isnan(records["logit"]).any():
+        if not np.isfinite(records["logit"]).all():
             raise not_numbers()
         records["logit"][self._markup()] = -np.inf
         return records
@@ -104,12 +112,11 @@ class Sampler:
     def _sample_freely(self) -> int:
         return self._apply_chain(self._candidates())
 
-    def _sample_allowed(self) -> int:
+    def _sample_allowed(self, grammar: Grammar) -> int:
         import numpy as np
 
         records = self._candidates()
-        array = self._array(records)
-        self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
+        records["logit"][~grammar.allowed()] = -np.inf
         if np.isneginf(records["logit"]).all():
             raise nothing_allowed()
         return self._apply_chain(records)
@@ -122,12 +129,6 @@ class Sampler:
     def _array(self, records: Any) -> Any:
         data = records.ctypes.data_as(self._api.llama_token_data_p)
         return self._api.llama_token_data_array(data, len(records), -1, False)
-
-    def _allowed(self, token: int) -> bool:
-        one = self._api.llama_token_data(token, 1.0, 0.0)
-        array = self._api.llama_token_data_array(ctypes.pointer(one), 1, -1, False)
-        self._api.llama_sampler_apply(self._grammar, ctypes.byref(array))
-        return bool(one.logit == 1.0)
 
 
 def _chain(api: Any, sampling: Sampling, n_vocab: int) -> Any:
@@ -146,16 +147,3 @@ def _chain(api: Any, sampling: Sampling, n_vocab: int) -> Any:
     for name, *arguments in sampling.steps():
         api.llama_sampler_chain_add(chain, makers[str(name)](*arguments))
     return chain
-
-
-def _grammar(api: Any, vocab: Any, text: str) -> Any:
-    check_grammar(text)
-    log().clear()
-    grammar = api.llama_sampler_init_grammar(vocab, text.encode(), b"root")
-    if not grammar:
-        said = log().complaints()
-        raise DotsError(
-            f"the grammar is not valid GBNF: {said[0] if said else 'no reason given'}",
-            hint="it needs a rule `root ::= ...`",
-        )
-    return grammar

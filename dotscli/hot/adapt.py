@@ -14,16 +14,16 @@ from time import perf_counter
 import numpy as np
 
 from dotscli.errors import DotsError
+from dotscli.hot.cache import ExpertCache, HotLayer
 from dotscli.hot.exchange import Exchange, Floats, Frequencies, Rule, exchanges
 from dotscli.hot.heat import Heat
-from dotscli.hot.plugin import HotLayer, HotModel
 
 LOOK_S, IDLE_S = 0.02, 0.25  # how often the thread looks for new tokens, and when none come
 UPLOAD_SHARE = 0.5  # of the time that goes by; an upload competes with the CPU for main memory
 FIRST_BUDGET = 4  # exchanges of the first step, before an upload has been measured
 
 
-def token_counts(model: HotModel) -> dict[int, np.ndarray]:
+def token_counts(model: ExpertCache) -> dict[int, np.ndarray]:
     """Layer -> tokens routed to each expert since the load, decoding and in prompts: uint64."""
     return {layer: decode + prefill for layer, (decode, prefill) in model.heat().items()}
 
@@ -42,7 +42,7 @@ class Adaptation:
         heat: what is known of earlier runs.
     """
 
-    def __init__(self, model: HotModel, n_experts_used: int, heat: Heat | None = None) -> None:
+    def __init__(self, model: ExpertCache, n_experts_used: int, heat: Heat | None = None) -> None:
         self._model = model
         self._n_used = n_experts_used
         self._rule = Rule()

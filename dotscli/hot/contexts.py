@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from dotscli.hot.budget import ModelCost
+from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.slots import HeatCounts, knee_slots
-from dotscli.progress import format_bytes
+from dotscli.terminal.text import format_bytes
 
 CONTEXTS = (4096, 8192, 16384, 32768)
 KV_TYPES = ("f16", "q8_0", "q4_0")

@@ -3,8 +3,8 @@
 How often an expert will be used is guessed from two decayed frequencies, a slow and a fast one. An
 upload reads from main memory what a miss reads, so an exchange repays itself if the expert that
 comes in is expected to be used at least once more than the one that goes, within a horizon. The
-parameters were chosen by bench/routing.py (docs/hot-policy.md). Nothing here talks to a backend:
-counts go in, exchanges come out.
+parameters were chosen by bench/hot/routing.py (docs/hot-policy.md). Nothing here talks to a
+backend: counts go in, exchanges come out.
 """
 
 from __future__ import annotations

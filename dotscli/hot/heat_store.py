@@ -19,6 +19,8 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.hot.heat import Heat
+from dotscli.models.json_file import check_count
+from dotscli.models.regular_file import check_regular, check_replaceable
 
 FORMAT = 1
 MAX_LAYERS = 4096
@@ -70,6 +72,7 @@ def write_json(document: object, path: Path, what: str) -> None:
         DotsError: if the folder can't be written to.
     """
     name = ""
+    check_replaceable(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -88,6 +91,7 @@ def load(path: Path) -> Heat:
     Raises:
         DotsError: if it is neither, or says something that can't be.
     """
+    check_regular(path)
     try:
         with path.open("rb") as file:
             magic = file.read(4)
@@ -96,9 +100,10 @@ def load(path: Path) -> Heat:
                 return from_imatrix(path)
             if nbytes > MAX_FILE_NBYTES:
                 raise DotsError(f"{path} is no heat file: {nbytes} bytes")
-            text = magic + file.read()
+            text = magic + file.read(MAX_FILE_NBYTES)
     except OSError as error:
         raise DotsError(f"can't read {path}: {error.strerror}") from error
+    check_count(text, str(path))
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -13,8 +13,8 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.hot import heat_store
-from dotscli.hot.budget import ModelCost
 from dotscli.hot.heat import Heat
+from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.slots import expert_shares
 
 HALF_LIFE = 65536  # tokens

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dotscli.hot.budget import ModelCost
+from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.slots import HeatCounts, expert_shares, slot_order
 
 GIB = 1 << 30

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from dotscli.errors import DotsError
-from dotscli.hot.budget import LayerCost, ModelCost
+from dotscli.hot.model_cost import LayerCost, ModelCost
 
 # Slots of a layer per expert that a token uses, from where a cache begins to pay: below about
 # twice the active experts it mostly loses (arXiv 2505.16056).

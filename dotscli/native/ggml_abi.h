@@ -3,7 +3,7 @@
 // llama-cpp-python installs no header that describes a backend from the inside, and a wheel is
 // built where ggml may not be installed at all. So the layouts stand here, as ggml 0.25 has them:
 // static_asserts pin them for the compiler, `ggml_calls::load` compares them with the running
-// library, and tests/test_hot_abi.py compares them with the installed public headers.
+// library, and tests/test_hot_backend.py compares them with the installed public headers.
 // Everything is declared inside a namespace, so that a test may include ggml.h beside it.
 #pragma once
 
@@ -30,8 +30,9 @@ constexpr int GLU_SWIGLU = 2;
 
 constexpr int32_t FLAG_OUTPUT = 2;
 
-constexpr int STATUS_SUCCESS = 0;
-constexpr int STATUS_FAILED  = -1;
+constexpr int STATUS_SUCCESS      = 0;
+constexpr int STATUS_FAILED       = -1;
+constexpr int STATUS_ALLOC_FAILED = -2;
 
 constexpr int DEVICE_CPU   = 0;
 constexpr int DEVICE_ACCEL = 3;

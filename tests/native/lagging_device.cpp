@@ -4,7 +4,7 @@
 // a pause of random length; a download fills its target with NaNs at once and with the truth only when
 // its turn comes. So whatever is read, reused or freed too early shows in the results. It can be told to
 // refuse memory, or to fail a graph. Its host buffer type stands for pinned memory.
-#include "ggml_calls.h"
+#include "hot/ggml_calls.h"
 
 #include <atomic>
 #include <condition_variable>

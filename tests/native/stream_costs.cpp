@@ -1,5 +1,5 @@
-// hot_costs.cpp for tests: how many experts are streamed at given costs.
-#include "hot_costs.h"
+// hot/costs.cpp for tests: how many experts are streamed at given costs.
+#include "hot/costs.h"
 
 using namespace hot;
 

@@ -2,7 +2,7 @@
 // plain functions only: this header is read by code compiled for different processors.
 #pragma once
 
-#include "../quantizers.h"
+#include "quantizers.h"
 
 struct dots_job {
     const unsigned char *src;  // weights of `source`, rows without gaps

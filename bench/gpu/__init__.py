@@ -1,0 +1,1 @@
+"""Hot experts on a GPU, unattended."""

@@ -1,0 +1,1 @@
+"""What hot experts cost, and which policies would hit how often."""

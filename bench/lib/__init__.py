@@ -1,0 +1,1 @@
+"""What the measurements share: processes, checkpoints, references, texts, tables."""

@@ -1,0 +1,195 @@
+"""The commands: their arguments and options, and which function does the work.
+
+Each parses, calls and returns. A body imports what it needs when it runs, so that `dots --help`
+answers at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dotscli.cli.grouping import grouped
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.calibrate import CalibrateFlags
+from dotscli.options.config import ConfigFlags
+from dotscli.options.engine import EngineFlags, PlacementFlags
+from dotscli.options.inspect import InspectFlags
+from dotscli.options.output import OutputFlags, terminal_of
+from dotscli.options.plan import PlanFlags
+from dotscli.options.quantize import QuantizeFlags
+from dotscli.options.shared import File, Json, Model, Panel
+from dotscli.options.verify import VerifyFlags
+from dotscli.options.worker import WorkerFlags
+
+
+@grouped
+def quantize(
+    context: typer.Context,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Folder with safetensors, or a GGUF.")
+    ],
+    output: OutputFlags,
+    flags: QuantizeFlags,
+    json: Json = False,
+) -> None:
+    """Make a GGUF from a checkpoint or another GGUF, in one pass."""
+    from dotscli.commands.quantize import quantize
+
+    quantize(terminal_of(context, output), checkpoint, flags, json)
+
+
+@grouped
+def verify(
+    context: typer.Context,
+    gguf: Annotated[
+        Path, typer.Argument(metavar="GGUF", help="GGUF file, or the first file of a split one.")
+    ],
+    output: OutputFlags,
+    flags: VerifyFlags,
+    json: Json = False,
+) -> None:
+    """Check a GGUF: structure, checksums and, with its checkpoint, every byte."""
+    from dotscli.commands.verify import verify
+
+    terminal, names = terminal_of(context, output), flags.tensor or ()
+    status = verify(terminal, gguf, flags.against, names, flags.imatrix, flags.threads, json)
+    raise typer.Exit(status)
+
+
+@grouped
+def calibrate(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="GGUF file; the closer to the checkpoint the better."),
+    ],
+    output: OutputFlags,
+    flags: CalibrateFlags,
+    placement: PlacementFlags,
+    json: Json = False,
+) -> None:
+    """Run a model over text and write an importance matrix, with counts per expert."""
+    from dotscli.commands.calibrate import calibrate
+
+    calibrate(terminal_of(context, output), model, flags, placement, json)
+
+
+@grouped
+def inspect(
+    context: typer.Context,
+    path: Annotated[
+        Path, typer.Argument(metavar="PATH", help="Checkpoint folder, GGUF or importance matrix.")
+    ],
+    output: OutputFlags,
+    flags: InspectFlags,
+    json: Json = False,
+) -> None:
+    """Say what a checkpoint, GGUF or imatrix holds."""
+    terminal = terminal_of(context, output)
+    if flags.experts or flags.heat or flags.report or flags.plot:
+        from dotscli.commands.inspect_experts import inspect_experts
+
+        inspect_experts(terminal, path, flags.heat, flags.report, flags.plot, flags.force, json)
+        return
+    from dotscli.commands.inspect import inspect
+
+    inspect(terminal, path, json)
+
+
+@grouped
+def prompt(
+    context: typer.Context,
+    output: OutputFlags,
+    sampling: SamplingFlags,
+    answer: AnswerFlags,
+    engine: EngineFlags,
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="The question; - reads it from stdin.")
+    ] = None,
+    file: File = None,
+    model: Model = None,
+    json: Json = False,
+    no_template: Annotated[
+        bool,
+        typer.Option(
+            "--no-template",
+            rich_help_panel=Panel.INPUT,
+            help="Continue the text as it is; tags are tokens.",
+        ),
+    ] = False,
+) -> None:
+    """Answer one question: files, stdin and the argument, in this order."""
+    from dotscli.commands.prompt import Request, prompt
+
+    request = Request(text, file or (), model, no_template, json, sampling, answer, engine)
+    status = prompt(terminal_of(context, output), request)
+    raise typer.Exit(status)
+
+
+@grouped
+def chat(
+    context: typer.Context,
+    output: OutputFlags,
+    sampling: SamplingFlags,
+    answer: AnswerFlags,
+    engine: EngineFlags,
+    text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The first message.")] = None,
+    model: Model = None,
+) -> None:
+    """Hold a conversation; from a pipe, a message per line."""
+    from dotscli.commands.chat import chat
+
+    status = chat(terminal_of(context, output), text, model, sampling, answer, engine)
+    raise typer.Exit(status)
+
+
+@grouped
+def plan(
+    context: typer.Context,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="GGUF file, checkpoint folder, or a config.json alone."
+        ),
+    ],
+    output: OutputFlags,
+    flags: PlanFlags,
+    json: Json = False,
+) -> None:
+    """Say what goes where and what it costs, before anything is loaded."""
+    from dotscli.commands.plan import plan
+
+    plan(terminal_of(context, output), model, flags, json)
+
+
+@grouped
+def worker(
+    context: typer.Context, output: OutputFlags, flags: WorkerFlags, json: Json = False
+) -> None:
+    """Offer this machine's devices to others, who use them with --rpc."""
+    from dotscli.commands.worker import worker
+
+    worker(terminal_of(context, output), flags, json)
+
+
+@grouped
+def doctor(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
+    """Say what is installed, on which devices, and what works."""
+    from dotscli.cli.settings import problem_of
+    from dotscli.commands.doctor import doctor
+
+    doctor(terminal_of(context, output), json, problem_of(context))
+
+
+@grouped
+def config(
+    context: typer.Context, output: OutputFlags, flags: ConfigFlags, json: Json = False
+) -> None:
+    """Show every setting with its origin, or write a commented config.toml."""
+    from dotscli.cli.settings import problem_of, settings_of
+    from dotscli.commands.config import config
+
+    config(terminal_of(context, output), settings_of(context), problem_of(context), flags, json)

@@ -1,0 +1,1 @@
+"""The body of every command, in a module of the command's name."""

@@ -1,0 +1,176 @@
+"""`dots chat`: messages from the reader go into the conversation, answers to the terminal.
+
+What a line means is in `dotscli.conversation.slash`, what is said in
+`dotscli.conversation.conversation`, how keys become lines in `dotscli.conversation.editor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+
+from dotscli.commands.model import open_engine, resolve
+from dotscli.commands.settings import (
+    engine_options,
+    grammar_for,
+    sampling_for,
+    stop_strings,
+    system_prompt,
+)
+from dotscli.conversation.answer import Answer, answer_writer, stats_line, with_prefill
+from dotscli.conversation.conversation import Conversation, OnPrefill
+from dotscli.conversation.editor import PROMPT, PromptReader, Reader, reader_for
+from dotscli.conversation.slash import execute, gauge, parse
+from dotscli.engine.sampling import check_n_predict
+from dotscli.engine.stream import Piece
+from dotscli.errors import DotsError, ExitStatus, OutputError
+from dotscli.folders import heat_folder
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.engine import EngineFlags
+from dotscli.terminal.progress import closed
+from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import argument
+
+
+class Loop:
+    """A conversation at a terminal."""
+
+    def __init__(
+        self, terminal: Terminal, conversation: Conversation, reader: Reader, stats: bool
+    ) -> None:
+        self.terminal = terminal
+        self.conversation = conversation
+        self.reader = reader
+        self.stats = stats
+
+    def run(self, first: str = "") -> int:
+        """Until Ctrl-D, /exit, the end of the input or two Ctrl-C; the exit status.
+
+        Args:
+            first: a message that is there already.
+        """
+        interrupted = False
+        if first and self._over(first):
+            return int(ExitStatus.OK)
+        while True:
+            try:
+                text = self.reader.read()
+            except EOFError:
+                return int(ExitStatus.OK)
+            except KeyboardInterrupt:
+                if interrupted or not self.terminal.stdin_is_tty:
+                    return int(ExitStatus.INTERRUPTED)
+                interrupted = True
+                self.terminal.note("Ctrl-C again, Ctrl-D or /exit leaves")
+                continue
+            interrupted = False
+            if text.strip() and self._over(text):
+                return int(ExitStatus.OK)
+
+    def _over(self, text: str) -> bool:
+        """Take one message; whether it ends the conversation. An error is said and does not."""
+        try:
+            return self.turn(text)
+        except OutputError:  # nothing that is said from now on would be seen
+            raise
+        except DotsError as error:
+            self.terminal.error(error.message, error.hint)
+            return False
+
+    def turn(self, text: str) -> bool:
+        """One message or command; whether the conversation is over.
+
+        Raises:
+            DotsError: it could not be done; the conversation is as before.
+        """
+        line = parse(text)
+        if isinstance(line, str):
+            self.answer(lambda on_prefill: self.conversation.send(line, on_prefill))
+            return False
+        outcome = execute(self.conversation, line)
+        if outcome.text:
+            self.terminal.note(outcome.text)
+        if outcome.stats is not None:
+            self.stats = outcome.stats
+        if outcome.action == "regenerate":
+            self.answer(self.conversation.regenerate)
+        return outcome.action == "exit"
+
+    def answer(self, start: Callable[[OnPrefill], Iterator[Piece]]) -> None:
+        """Stream one answer; Ctrl-C ends it and keeps what has come."""
+        answer = Answer()
+        terminal = self.terminal
+        try:
+            with answer_writer(terminal) as write, closed(with_prefill(terminal, start)) as pieces:
+                answer.read(pieces, write)
+        except KeyboardInterrupt:
+            answer.stats = self.conversation.engine.stats
+            terminal.interrupted()
+            terminal.end_line()
+            terminal.note(
+                "stopped; the answer stays as far as it came"
+                if answer.text
+                else "stopped before the first word; the question is taken back"
+            )
+            if not terminal.stdin_is_tty:
+                raise
+        terminal.end_line()
+        if answer.finish_reason == "context":
+            terminal.warn("the context is full: /drop forgets the oldest turn, /clear all of them")
+        if self.stats and (answer.text or answer.finish_reason != "interrupted"):
+            engine = self.conversation.engine
+            terminal.note(
+                stats_line(
+                    answer.stats,
+                    n_ctx=engine.n_ctx,
+                    seed=self.conversation.last_seed,
+                    finish_reason=answer.finish_reason,
+                    width=terminal.width if terminal.stderr_is_tty else 0,
+                )
+            )
+
+
+def chat(
+    terminal: Terminal,
+    text: str | None,
+    model: str | None,
+    sampling: SamplingFlags,
+    answer: AnswerFlags,
+    engine: EngineFlags,
+) -> int:
+    """Load a model and hold a conversation with it, with `text` as its first message.
+
+    Returns the exit status.
+
+    Raises:
+        DotsError: anything that keeps it from beginning.
+    """
+    options = engine_options(engine, heat_folder(terminal.environ))
+    # what is out of range is said before anything is loaded
+    sampling_for(sampling, {})
+    check_n_predict(answer.n_predict)
+    stop = stop_strings(answer)
+    system = system_prompt(terminal, answer)
+    grammar = grammar_for(terminal, answer)
+    path = resolve(model, terminal)
+    with open_engine(terminal, path, options) as loaded:
+        conversation = Conversation(
+            loaded,
+            sampling_for(
+                sampling, loaded.metadata, grammar, lambda text: terminal.warn(f"{path}: {text}")
+            ),
+            system=system,
+            n_predict=answer.n_predict,
+            stop=stop,
+        )
+        reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
+        if isinstance(reader, PromptReader):
+            name = loaded.metadata.get("general.name", path.stem)
+            terminal.note(f"{name}: /help lists the commands, Ctrl-D leaves")
+        stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
+        at_keyboard = isinstance(reader, PromptReader)
+        first = argument(text or "").strip()
+        if first and at_keyboard:
+            terminal.note(f"{PROMPT}{first}")
+        with terminal.keys_kept() if at_keyboard else nullcontext():
+            return Loop(terminal, conversation, reader, stats).run(first)

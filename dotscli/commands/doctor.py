@@ -1,0 +1,125 @@
+"""`dots doctor`: what is installed, which devices there are, and what does not work.
+
+Facts are gathered into one value that --json prints as it is and that the tables are made of.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from typing import Any
+
+from dotscli import engine
+from dotscli.errors import DotsError
+from dotscli.folders import cache_folder, config_path, heat_folder, models_folder, state_folder
+from dotscli.hot.backend import unavailable
+from dotscli.hot.guard import all_known
+from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import format_bytes
+
+
+def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, Any]:
+    """What is installed and which devices llama.cpp sees; what doesn't work joins `problems`."""
+    import psutil
+
+    facts: dict[str, Any] = {
+        "versions": {
+            "dots": importlib.metadata.version("dotscli"),
+            "python": platform.python_version(),
+            "system": platform.platform(),
+        },
+        "devices": [],
+        "rpc": False,
+        "caveats": [],
+        "problems": [],
+        "memory": {
+            "free_bytes": psutil.virtual_memory().available,
+            "total_bytes": psutil.virtual_memory().total,
+        },
+        "hot_backend": {"available": False, "reason": "llama.cpp doesn't work", "measured": []},
+        "paths": {
+            "config": str(config_path(terminal.environ)),
+            "models": str(models_folder(terminal.environ)),
+            "cache": str(cache_folder(terminal.environ)),
+            "history": str(state_folder(terminal.environ)),
+            "heat": str(heat_folder(terminal.environ)),
+        },
+    }
+    try:
+        facts["versions"] |= engine.versions()
+        facts["devices"] = [
+            {
+                "name": device.name,
+                "type": device.type,
+                "description": device.description,
+                "free_bytes": device.free_bytes,
+                "total_bytes": device.total_bytes,
+            }
+            for device in engine.devices()
+        ]
+        facts["rpc"] = engine.has_rpc()
+        facts["caveats"] = [*engine.caveats(), *engine.idle_backends()]
+        reason = unavailable()
+        facts["hot_backend"] |= {
+            "available": not reason,
+            "reason": reason,
+            "measured": [
+                {"model": model, "on": key, "pays": found.pays, "finding": found.describe()}
+                for model, key, found in all_known(heat_folder(terminal.environ))
+            ],
+        }
+    except DotsError as error:
+        problems.append(error)
+    facts["problems"] = [f"{problem.message} ({problem.hint})" for problem in problems]
+    return facts
+
+
+def doctor(terminal: Terminal, as_json: bool, config_problem: DotsError | None = None) -> None:
+    """Say what is installed, which devices there are and what does not work.
+
+    Args:
+        config_problem: why config.toml can't be used.
+
+    Raises:
+        DotsError: something does not work, after everything else has been said.
+    """
+    problems = [config_problem] if config_problem is not None else []
+    facts = machine_facts(terminal, problems)
+    if as_json:
+        terminal.json(facts)
+    else:
+        show(terminal, facts)
+    for problem in problems[:-1]:
+        terminal.error(problem.message, problem.hint)
+    if problems:
+        raise problems[-1]
+
+
+def show(terminal: Terminal, facts: dict[str, Any]) -> None:
+    """The facts as tables."""
+    terminal.table(("program", "version"), list(facts["versions"].items()))
+    terminal.write("\n")
+    rows = [
+        (d["name"], d["type"], format_bytes(d["free_bytes"]), format_bytes(d["total_bytes"]),
+         d["description"])
+        for d in facts["devices"]
+    ]  # fmt: skip
+    terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
+    memory = facts["memory"]
+    terminal.write(
+        f"\nmain memory  {format_bytes(memory['free_bytes'])} free of "
+        f"{format_bytes(memory['total_bytes'])}\n"
+    )
+    hot = facts["hot_backend"]
+    gpu = any(device["type"] == "GPU" for device in facts["devices"])
+    can = "yes" if gpu else "yes, with a GPU; --hot-device CPU tries them out"
+    terminal.write(f"hot experts  {can if hot['available'] else 'no: ' + hot['reason']}\n")
+    for known in hot["measured"]:
+        terminal.write(f"             {known['model']}, {known['on']}: {known['finding']}\n")
+    without = "llama-cpp-python was built without -DGGML_RPC=on"
+    works = "llama.cpp" in facts["versions"]
+    rpc = "yes" if facts["rpc"] else f"no: {without if works else hot['reason']}"
+    terminal.write(f"RPC workers  {rpc}\n\n")
+    terminal.table(("folder", "where"), list(facts["paths"].items()))
+    for caveat in facts["caveats"]:
+        terminal.warn(caveat)

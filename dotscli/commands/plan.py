@@ -1,0 +1,236 @@
+"""`dots plan`: what goes where and what it costs, before anything is loaded.
+
+Facts are gathered into one value that --json prints as it is and that the text is made of. The
+decisions are those of `dotscli.hot.placement`; what a model costs comes from its GGUF's header, or
+from the plan to quantize a checkpoint, for which config.json alone is enough.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dotscli.commands.model import resolve
+from dotscli.errors import DotsError, ExitStatus
+from dotscli.folders import heat_folder
+from dotscli.hot.contexts import KV_TYPES, Column, advice, column
+from dotscli.hot.model_cost import ModelCost, TensorCost, file_cost, model_cost
+from dotscli.hot.placement import Placement, Request, Use, place
+from dotscli.hot.slots import HeatCounts, knee_slots
+from dotscli.options.plan import PlanFlags
+from dotscli.terminal.terminal import Terminal
+from dotscli.views.placement_table import show
+
+DEFAULT_CTX = 8192
+DEFAULT_TYPE = "q4"
+
+
+def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> None:
+    """Print the plan for a model.
+
+    Raises:
+        DotsError: no such model, a file that can't be used, heat of another model.
+    """
+    name, cost, path = read_cost(terminal, model, flags.type)
+    device, vram, notes = _device(flags.vram)
+    n_ctx = flags.ctx_size or min(DEFAULT_CTX, cost.n_ctx_train)
+    type_k, type_v = (_kv_type(kind) for kind in (flags.cache_type_k, flags.cache_type_v))
+    request = Request(vram, _ram(flags.ram), n_ctx, type_k, type_v)
+    heat, known = _heat(terminal, cost, path, flags.heat)
+    notes += known
+    found = place(cost, request, heat)
+    if n_ctx > cost.n_ctx_train:
+        notes.append(f"the context is longer than the {cost.n_ctx_train} tokens of the training")
+    columns = [column(cost, request, kind, heat) for kind in KV_TYPES]
+    notes += advice(found, heat)
+    if as_json:
+        terminal.json(facts(name, device, found, columns, notes))
+        return
+    show(terminal, name, device, found, columns, flags.bandwidth)
+    for line in notes:
+        terminal.paragraph(line, "- ")
+
+
+def read_cost(
+    terminal: Terminal, model: str, kind: str | None
+) -> tuple[str, ModelCost, Path | None]:
+    """What the model is called, what it costs, and its file if it is a GGUF.
+
+    Raises:
+        DotsError: neither a GGUF of dots.llm1 nor a checkpoint with a config.json.
+    """
+    path = Path(model).expanduser()
+    is_checkpoint = path.name == "config.json" or (path / "config.json").is_file()
+    if is_checkpoint and not any(path.glob("*.gguf")):
+        kind = kind or DEFAULT_TYPE
+        folder = (path.parent if path.is_file() else path).resolve()
+        return f"{folder.name} as {kind}", checkpoint_cost(path, kind), None
+    if kind is not None:
+        raise DotsError(
+            f"--type {kind} is for a checkpoint, {model} is none",
+            hint="leave out --type: a GGUF has its types already",
+            exit_status=ExitStatus.USAGE,
+        )
+    path = resolve(model, terminal)
+    return path.name, gguf_cost(path), path
+
+
+def checkpoint_cost(path: Path, kind: str) -> ModelCost:
+    """The cost of a checkpoint once it is quantized with a preset."""
+    from dotscli.models.dots1 import Dots1
+    from dotscli.quantize import plan_checkpoint
+
+    decided = plan_checkpoint(path, kind)
+    model = Dots1.load(path.parent if path.is_file() else path)
+    return model_cost(
+        (TensorCost(t.name, t.type.name, t.nbytes, t.spec.n_experts) for t in decided.tensors),
+        n_experts_used=model.n_experts_used,
+        n_ctx_train=model.n_ctx_train,
+        n_embd=model.n_embd,
+        vocab_size=model.vocab_size,
+        kv_width=model.n_heads * model.head_dim,
+    )
+
+
+def gguf_cost(path: Path) -> ModelCost:
+    """The cost of a GGUF, from its header."""
+    from dotscli.models.check import check_dots1
+    from dotscli.models.gguf_file import read_gguf
+
+    gguf = read_gguf(path)
+    check_dots1(gguf)
+    return file_cost(gguf)
+
+
+def _device(vram: int | None) -> tuple[str, int, list[str]]:
+    """Name and free bytes of the device to plan for; 0 bytes where there is none."""
+    if vram is not None:
+        return "device" if vram else "", vram, []
+    from dotscli.engine import devices
+
+    gpus = sorted((d for d in devices() if d.type == "GPU"), key=lambda d: -d.free_bytes)
+    if not gpus:
+        note = "llama.cpp sees no GPU here: everything is in main memory; --vram plans for one"
+        return "", 0, [note]
+    others = ", ".join(gpu.name for gpu in gpus[1:])
+    notes = [f"only {gpus[0].name} is planned for, {others} would be free"] if others else []
+    return gpus[0].name, gpus[0].free_bytes, notes
+
+
+def _ram(ram: int | None) -> int:
+    if ram is not None:
+        return ram
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+def _kv_type(kind: str) -> str:
+    from dotscli.engine.options import CACHE_TYPES
+
+    if kind.lower() not in CACHE_TYPES:
+        raise DotsError(
+            f"unknown type of cache {kind}",
+            hint=f"one of: {' '.join(CACHE_TYPES)}",
+            exit_status=ExitStatus.USAGE,
+        )
+    return kind.lower()
+
+
+def _heat(
+    terminal: Terminal, cost: ModelCost, model: Path | None, given: Path | None
+) -> tuple[HeatCounts | None, list[str]]:
+    """What is known of the use of experts: what was given, or what answers of this model have
+    left; and a note if it is that.
+    """
+    from dotscli.hot.heat_store import file_of
+    from dotscli.hot.kept_heat import KeptHeat
+
+    place = (
+        None
+        if model is None or given is not None
+        else file_of(model, heat_folder(terminal.environ))
+    )
+    kept = KeptHeat(cost, place, given)
+    if kept.heat is None:
+        return None, [kept.problem] if kept.problem else []
+    notes = (
+        []
+        if given is not None
+        else ["experts by their use in earlier answers of this model; --heat FILE gives another"]
+    )
+    return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}, notes
+
+
+def facts(
+    name: str, device: str, found: Placement, columns: list[Column], notes: list[str]
+) -> Mapping[str, Any]:
+    """The whole plan; sizes in bytes."""
+    cost, request = found.cost, found.request
+    costs = {c.layer: c for c in cost.layers}
+    return {
+        "model": name,
+        "weights_bytes": cost.weights_nbytes,
+        "n_ctx": request.n_ctx,
+        "cache_type_k": request.type_k,
+        "cache_type_v": request.type_v,
+        "device": {"name": device, **_use(found.device)} if device else None,
+        "ram": _use(found.ram),
+        "experts": {
+            "resident": found.n_resident,
+            "total": cost.n_experts,
+            "hit_rate": found.hit_rate,
+            "by_heat": found.by_heat,
+            "knee_slots": knee_slots(cost),
+        },
+        "layers": [
+            {
+                "layer": layer.layer,
+                "on_device": layer.on_device,
+                "dense_bytes": costs[layer.layer].dense_nbytes,
+                "expert_bytes": costs[layer.layer].expert_nbytes,
+                "slots": layer.n_slots,
+                "experts": list(layer.experts) if found.by_heat else None,
+                "hit_rate": layer.hit_rate,
+            }
+            for layer in found.layers
+        ],
+        "options": {
+            "hot": found.engine_options().flags,
+            "stock": found.engine_options(hot=False).flags,
+        },
+        "ram_bytes_per_token": round(found.cpu_nbytes_per_token()),
+        "contexts": [
+            {
+                "cache_type": c.kv_type,
+                "longest": c.longest,
+                "longest_hot": c.longest_hot,
+                "placements": [
+                    {
+                        "n_ctx": p.request.n_ctx,
+                        "layers_on_device": sum(layer.on_device for layer in p.layers),
+                        "resident": p.n_resident,
+                        "hit_rate": p.hit_rate,
+                        "ram_missing_bytes": p.ram.missing,
+                    }
+                    for p in c.placements
+                ],
+            }
+            for c in columns
+        ],
+        "notes": notes,
+    }
+
+
+def _use(use: Use) -> dict[str, int]:
+    return {
+        "total_bytes": use.total,
+        "dense_bytes": use.dense,
+        "cache_bytes": use.kv,
+        "compute_bytes": use.compute,
+        "experts_bytes": use.experts,
+        "margin_bytes": use.margin,
+        "free_bytes": use.free,
+        "missing_bytes": use.missing,
+    }

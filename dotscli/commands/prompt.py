@@ -1,0 +1,154 @@
+"""`dots prompt`: one question, one answer, and out.
+
+The question is put together from files, stdin and the argument, in this order: the question
+stands next to its answer, and the same files asked about twice begin with the same tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+from dotscli.commands.model import open_engine, resolve
+from dotscli.commands.settings import (
+    engine_options,
+    grammar_for,
+    sampling_for,
+    stop_strings,
+    system_prompt,
+)
+from dotscli.conversation.answer import Answer, answer_json, answer_writer, stats_line, with_prefill
+from dotscli.conversation.conversation import Message, OnPrefill, encode
+from dotscli.engine.sampling import check_n_predict
+from dotscli.engine.stream import Piece
+from dotscli.errors import ExitStatus, usage
+from dotscli.folders import heat_folder
+from dotscli.models.template import DOTS1_TEMPLATE
+from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.engine import EngineFlags
+from dotscli.terminal.progress import closed
+from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import argument
+
+STDIN = Path("-")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that the command line said."""
+
+    text: str | None
+    files: Sequence[Path]
+    model: str | None
+    raw: bool
+    json: bool
+    sampling: SamplingFlags
+    answer: AnswerFlags
+    engine: EngineFlags
+
+
+def question(terminal: Terminal, text: str | None, files: Sequence[Path]) -> str:
+    """What is asked: files, stdin unless it is a terminal, the argument; a blank line between.
+
+    Stdin is read from a terminal too if the argument is `-`, which then stands for nothing else.
+
+    Raises:
+        DotsError: nothing at all (exit status 2), or a file that can't be read.
+    """
+    parts: list[str] = []
+    asked_for_stdin = text == str(STDIN)
+    for path in files:
+        name, content = (
+            ("stdin", terminal.read_stdin()) if path == STDIN else (path, terminal.read_file(path))
+        )
+        ending = "" if content.endswith("\n") else "\n"
+        parts.append(f"--- File: {name} ---\n{content}{ending}".removesuffix("\n"))
+    if STDIN not in files and (asked_for_stdin or not terminal.stdin_is_tty):
+        parts.append(terminal.read_stdin().removesuffix("\n"))
+    parts.append("" if asked_for_stdin else argument(text or ""))
+    whole = "\n\n".join(part for part in parts if part)
+    if not whole.strip():
+        raise usage("there is no question", 'dots prompt "What is dots?"')
+    return whole
+
+
+def prompt(terminal: Terminal, request: Request) -> int:
+    """Answer one request; the exit status.
+
+    Raises:
+        DotsError: anything that keeps it from being answered.
+    """
+    options = engine_options(request.engine, heat_folder(terminal.environ))
+    # what is out of range is said before anything is loaded
+    sampling_for(request.sampling, {})
+    check_n_predict(request.answer.n_predict)
+    stop = stop_strings(request.answer)
+    system = system_prompt(terminal, request.answer)
+    if request.raw and system:
+        raise usage("--no-template and --system exclude each other", "put all of it into the text")
+    asked = question(terminal, request.text, request.files)
+    grammar = grammar_for(terminal, request.answer)
+    path = resolve(request.model, terminal)
+
+    with open_engine(terminal, path, options) as engine:
+        sampling = sampling_for(
+            request.sampling,
+            engine.metadata,
+            grammar,
+            lambda text: terminal.warn(f"{path}: {text}"),
+        ).with_seed()
+        if request.raw:
+            tokens = engine.tokenize(asked, parse_special=True)
+        else:
+            messages = [Message("system", system)] if system else []
+            template = engine.chat_template or DOTS1_TEMPLATE
+            tokens = encode(engine, template, [*messages, Message("user", asked)])
+
+        def start(on_prefill: OnPrefill) -> Iterator[Piece]:
+            return engine.generate(
+                tokens,
+                sampling,
+                n_predict=request.answer.n_predict,
+                stop=stop,
+                on_prefill=on_prefill,
+            )
+
+        answer = Answer()
+        output = nullcontext(lambda text: None) if request.json else answer_writer(terminal)
+        status = ExitStatus.OK
+        try:
+            with output as write, closed(with_prefill(terminal, start)) as pieces:
+                answer.read(pieces, write)
+        except KeyboardInterrupt:
+            status = ExitStatus.INTERRUPTED
+            terminal.interrupted()
+            answer.stats = engine.stats
+        if request.json:
+            terminal.json(
+                answer_json(
+                    answer, model=path, seed=sampling.seed, n_ctx=engine.n_ctx,
+                    load_s=engine.load_s, hot_off=engine.hot_off,
+                )
+            )  # fmt: skip
+        else:
+            terminal.end_line()
+        show = request.answer.stats
+        if show if show is not None else terminal.stderr_is_tty:
+            terminal.note(
+                stats_line(
+                    answer.stats,
+                    n_ctx=engine.n_ctx,
+                    seed=sampling.seed,
+                    finish_reason=answer.finish_reason,
+                    width=terminal.width if terminal.stderr_is_tty else 0,
+                )
+            )
+        if answer.finish_reason == "context":
+            more = engine.longer_context(2 * engine.n_ctx)
+            terminal.warn(
+                "the context is full and the answer ends there"
+                + (f": --ctx-size {more} makes it longer" if more else "")
+            )
+    return int(status)

@@ -1,0 +1,157 @@
+"""From pieces to what is shown: the text as it comes, one JSON object, a line of figures.
+
+It knows no engine: pieces come from an iterator, whoever makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dotscli.engine.stream import HotFigures, Piece, Stats
+from dotscli.terminal.markdown import Tint
+from dotscli.terminal.progress import closed
+from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import printable
+
+
+@dataclass
+class Answer:
+    """What has come of an answer so far."""
+
+    text: str = ""
+    finish_reason: str = "interrupted"
+    stats: Stats = field(default_factory=Stats)
+
+    def read(self, pieces: Iterable[Piece], write: Callable[[str], None]) -> None:
+        """Take all pieces, writing each as it comes."""
+        for piece in pieces:
+            self.text += piece.text
+            write(piece.text)
+            if piece.finish_reason is not None:
+                self.finish_reason = piece.finish_reason
+            if piece.stats is not None:
+                self.stats = piece.stats
+
+
+def answer_json(
+    answer: Answer, *, model: Path, seed: int, n_ctx: int, load_s: float, hot_off: str = ""
+) -> dict[str, object]:
+    """The object that `dots prompt --json` prints; `hot_off` is why hot experts are."""
+    stats = answer.stats
+    no_hot = {"reason": hot_off} if hot_off else None
+    return {
+        "text": answer.text,
+        "finish_reason": answer.finish_reason,
+        "model": str(model),
+        "seed": seed,
+        "n_ctx": n_ctx,
+        "usage": {
+            "prompt_tokens": stats.prompt_tokens,
+            "completion_tokens": stats.completion_tokens,
+        },
+        "timings": {
+            "load_s": round(load_s, 4),
+            "ttft_s": round(stats.ttft_s, 4),
+            "prefill_tps": round(stats.prefill_tps, 2),
+            "decode_tps": round(stats.decode_tps, 2),
+        },
+        "hot": no_hot if stats.hot is None else hot_json(stats.hot),
+    }
+
+
+def hot_json(hot: HotFigures) -> dict[str, object]:
+    """Hot experts in that object; its figures are of the answer but for the first six."""
+    return {
+        "device": hot.device,
+        "resident_experts": hot.resident_experts,
+        "n_experts": hot.n_experts,
+        "layers_off": hot.layers_off,
+        "uploads": hot.uploads,
+        "uploaded_bytes": hot.uploaded_nbytes,
+        "streamed_bytes": hot.streamed_nbytes,
+        "hit_rate": round(hot.hit_rate, 4),
+        "prefill_hit_rate": round(hot.prefill_hit_rate, 4),
+        "cpu_s": round(hot.cpu_s, 4),
+        "device_s": round(hot.device_s, 4),
+        "wait_s": round(hot.wait_s, 4),
+    }
+
+
+def stats_line(
+    stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "stop", width: int = 0
+) -> str:
+    """One line of figures: `312 tok · 4.1 tok/s · prefill 154 tok @ 38 tok/s (1,050 reused) ...`
+
+    Where `width` columns are not enough, what matters least is left out; 0 is as wide as it takes.
+    """
+    reasons = {"length": "length limit", "context": "context full", "interrupted": "stopped"}
+    why = f" ({reasons[finish_reason]})" if finish_reason in reasons else ""
+    parts = [f"{stats.completion_tokens:,} tok{why}"]
+    if stats.decode_tps:
+        parts.append(f"{rate(stats.decode_tps)} tok/s")
+    read = stats.prompt_tokens - stats.reused_tokens
+    prefill = f"prefill {read:,} tok"
+    if stats.prefill_tps:
+        prefill += f" @ {rate(stats.prefill_tps)} tok/s"
+    if stats.reused_tokens:
+        prefill += f" ({stats.reused_tokens:,} reused)"
+    parts.append(prefill)
+    if stats.hot is not None:
+        hot = stats.hot
+        parts.append(f"hot {hot.resident_share:.0%} @ {hot.hit_rate:.0%} hits")
+    if stats.ttft_s:
+        parts.append(f"TTFT {stats.ttft_s:.2f} s")
+    used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
+    parts.append(f"ctx {short(used)}/{short(n_ctx)}")
+    parts.append(f"seed {seed}")
+    for least in ("TTFT", "ctx", "hot", "prefill"):
+        if 0 < width <= len(" · ".join(parts)):
+            parts = [part for part in parts if not part.startswith(least)]
+    return " · ".join(parts)
+
+
+def rate(value: float) -> str:
+    """A speed with two or three digits."""
+    return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
+
+
+def short(count: int) -> str:
+    """A number of tokens in few characters: 812, 1.6k, 33k."""
+    if count < 1000:
+        return str(count)
+    return f"{count / 1000:.1f}k" if count < 9950 else f"{count / 1000:.0f}k"
+
+
+@contextmanager
+def answer_writer(terminal: Terminal) -> Iterator[Callable[[str], None]]:
+    """What writes an answer to stdout: as it is, or on a terminal with colours for its Markdown."""
+    if not terminal.colour(terminal.stdout_is_tty):
+        yield terminal.write
+        return
+    tint = Tint()
+    inert = printable if terminal.stdout_is_tty else str
+    try:
+        yield lambda text: terminal.paint(tint.feed(inert(text)))
+    finally:
+        terminal.paint(tint.end())
+
+
+def with_prefill(
+    terminal: Terminal, start: Callable[[Callable[[int, int], None]], Iterator[Piece]]
+) -> Iterator[Piece]:
+    """The pieces of an answer, with progress on stderr until the first one is there."""
+    progress = terminal.progress("reading the prompt", 0, "tok")
+
+    def on_prefill(done: int, total: int) -> None:
+        progress.total = total
+        progress.update(done)
+
+    with closed(start(on_prefill)) as pieces:
+        with progress:
+            first = next(pieces, None)
+        if first is not None:
+            yield first
+        yield from pieces

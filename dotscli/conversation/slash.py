@@ -1,0 +1,210 @@
+"""The commands of a conversation: what a line means, and what it does to the conversation.
+
+`parse` tells text from commands; `execute` runs one and returns what there is to say. It knows no
+terminal and reads no keys.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from dotscli.conversation.answer import short, stats_line
+from dotscli.conversation.conversation import Conversation
+from dotscli.engine.sampling import Sampling, check_n_predict
+from dotscli.engine.stream import check_stop
+from dotscli.errors import DotsError
+
+# name -> (arguments, what it does); in the order of /help.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "/help": ("", "this list"),
+    "/exit": ("", "leave; also /bye, /quit and Ctrl-D"),
+    "/clear": ("", "forget every turn; the system prompt stays"),
+    "/regen": ("", "answer the last question again"),
+    "/undo": ("", "take back the last question and its answer"),
+    "/drop": ("", "forget the oldest question and its answer, to make room"),
+    "/system": ("[TEXT]", "show the system prompt, or set it; `none` removes it"),
+    "/set": ("[NAME VALUE]", "change a setting for the next answers, e.g. /set temp 0.2"),
+    "/show": ("[WHAT]", "info, params, template or system"),
+    "/stats": ("[on|off]", "figures of the last answer; on shows them after each"),
+}
+ALIASES = {"/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen"}
+LIMITS = ("n", "stop")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A line that began with a slash."""
+
+    name: str
+    argument: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command leaves to do: say `text`; then `exit`, `regenerate` or go on."""
+
+    text: str = ""
+    action: str = ""
+    stats: bool | None = None
+
+
+def parse(line: str) -> Command | str:
+    """The command of a line, or the text to send; `//` at the beginning stands for one slash.
+
+    Raises:
+        DotsError: a command that doesn't exist; it must never reach the model.
+    """
+    if line.startswith("//"):
+        return line[1:]
+    if not line.startswith("/"):
+        return line
+    name, _, argument = line.strip().partition(" ")
+    name = ALIASES.get(name, name)
+    if name not in COMMANDS:
+        similar = [known for known in COMMANDS if name != "/" and known.startswith(name[:3])]
+        known = " or ".join(similar) + "; " if similar else ""
+        raise DotsError(
+            f"there is no command {name.splitlines()[0]}",
+            hint=f"{known}/help lists all; begin with // to send a text that starts with a slash",
+        )
+    return Command(name, argument.strip())
+
+
+def execute(conversation: Conversation, command: Command) -> Outcome:
+    """Run a command.
+
+    Raises:
+        DotsError: a wrong argument; nothing has changed then.
+    """
+    argument = command.argument
+    match command.name:
+        case "/help":
+            return Outcome(help_text())
+        case "/exit":
+            return Outcome(action="exit")
+        case "/clear":
+            conversation.clear()
+            return Outcome("The conversation is empty.")
+        case "/regen":
+            return Outcome(action="regenerate")
+        case "/undo":
+            done = conversation.undo()
+            return Outcome("The last turn is taken back." if done else "There is nothing to undo.")
+        case "/drop":
+            done = conversation.drop()
+            return Outcome("The oldest turn is forgotten." if done else "There is nothing to drop.")
+        case "/system":
+            return _system(conversation, argument)
+        case "/set":
+            return _set(conversation, argument)
+        case "/show":
+            return _show(conversation, argument)
+        case _:
+            return _stats(conversation, argument)
+
+
+def help_text() -> str:
+    """The list of commands and how to type more than a line."""
+    rows = [(f"{name} {arguments}".strip(), what) for name, (arguments, what) in COMMANDS.items()]
+    width = max(len(left) for left, _ in rows)
+    lines = [f"{left:{width}}  {what}" for left, what in rows]
+    lines += [
+        "",
+        "Enter sends; Alt-Enter, Ctrl-J or a \\ at the end of a line begin a new one,",
+        'and everything between two """ belongs together. Ctrl-C stops an answer.',
+    ]
+    return "\n".join(lines)
+
+
+def _system(conversation: Conversation, argument: str) -> Outcome:
+    if not argument:
+        return Outcome(conversation.system or "There is no system prompt.")
+    conversation.system = "" if argument == "none" else argument
+    return Outcome("The system prompt is set." if conversation.system else "No system prompt.")
+
+
+def _params(conversation: Conversation) -> str:
+    values: dict[str, object] = dataclasses.asdict(conversation.sampling)
+    grammar = values.pop("grammar")
+    values |= {"n": conversation.n_predict, "stop": " ".join(map(repr, conversation.stop)) or "-"}
+    if grammar:
+        values["grammar"] = "set"
+    return "\n".join(f"{name.replace('_', '-'):18} {value}" for name, value in values.items())
+
+
+def _set(conversation: Conversation, argument: str) -> Outcome:
+    name, _, value = argument.partition(" ")
+    name, value = name.replace("-", "_"), value.strip()
+    if not name:
+        return Outcome(_params(conversation))
+    if name == "system":
+        return _system(conversation, value)
+    fields = {f.name: f.default for f in dataclasses.fields(Sampling) if f.name != "grammar"}
+    name = {"n_predict": "n", "max_tokens": "n", "temperature": "temp"}.get(name, name)
+    if name not in fields and name not in LIMITS:
+        known = ", ".join(n.replace("_", "-") for n in (*fields, *LIMITS))
+        raise DotsError(f"there is no setting {name}", hint=f"there are: {known}, system")
+    if not value:
+        raise DotsError(f"/set {name} needs a value", hint="/show params lists the present ones")
+    if name == "stop":
+        stop = () if value == "none" else (value,)
+        check_stop(stop)
+        conversation.stop = stop
+    elif name == "n":
+        n_predict = int(_number(name, value, whole=True))
+        check_n_predict(n_predict)
+        conversation.n_predict = n_predict
+    else:
+        change: Any = {name: _number(name, value, whole=isinstance(fields[name], int))}
+        conversation.sampling = dataclasses.replace(conversation.sampling, **change)
+    return Outcome(f"{name.replace('_', '-')} is {value} from now on.")
+
+
+def _number(name: str, value: str, whole: bool) -> float | int:
+    try:
+        return int(value) if whole else float(value)
+    except ValueError:
+        kind = "a whole number" if whole else "a number"
+        raise DotsError(f"{name} is {value[:40]!r}", hint=f"give {kind}") from None
+
+
+def _show(conversation: Conversation, argument: str) -> Outcome:
+    engine = conversation.engine
+    match argument or "info":
+        case "info":
+            asked = sum(1 for turn in conversation.turns if turn.role == "user")
+            return Outcome(
+                f"model    {engine.path}\n"
+                f"context  {conversation.n_tokens:,} of {engine.n_ctx:,} tokens used "
+                f"(the model was trained on {engine.n_ctx_train:,})\n"
+                f"turns    {asked}\n"
+                f"template {'of the model' if engine.chat_template else 'built in'}"
+            )
+        case "params":
+            return Outcome(_params(conversation))
+        case "template":
+            return Outcome(conversation.template)
+        case "system":
+            return _system(conversation, "")
+        case other:
+            raise DotsError(
+                f"/show {other} is not known", hint="there are: info, params, template, system"
+            )
+
+
+def _stats(conversation: Conversation, argument: str) -> Outcome:
+    if argument in ("on", "off"):
+        return Outcome(f"Figures after each answer: {argument}.", stats=argument == "on")
+    if argument:
+        raise DotsError(f"/stats {argument} is not known", hint="/stats, /stats on or /stats off")
+    if conversation.last_seed < 0:
+        return Outcome("There has been no answer yet.")
+    engine = conversation.engine
+    return Outcome(stats_line(engine.stats, n_ctx=engine.n_ctx, seed=conversation.last_seed))
+
+
+def gauge(conversation: Conversation) -> str:
+    """How full the context is: `ctx 1.6k/8k`."""
+    return f"ctx {short(conversation.n_tokens)}/{short(conversation.engine.n_ctx)}"

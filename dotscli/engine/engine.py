@@ -1,0 +1,267 @@
+"""A loaded model: text to tokens, tokens to text, and answers piece by piece.
+
+One sequence, one cache. Between answers the cache is kept, and a prompt that begins like what is
+in it is evaluated from the first difference on. The list of cached tokens is written before
+llama.cpp evaluates them and cut back to what llama.cpp holds before it is used again, so an
+interrupt at any moment leaves nothing to repair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from dotscli.engine.cpu import caveats
+from dotscli.engine.decode import Decoder
+from dotscli.engine.ending import waiting_for
+from dotscli.engine.generate import Answer, Limits
+from dotscli.engine.grammar import let_go as let_grammars_go
+from dotscli.engine.lib import llama
+from dotscli.engine.load import Loaded, load
+from dotscli.engine.log import log
+from dotscli.engine.options import EngineOptions
+from dotscli.engine.sampler import Sampler
+from dotscli.engine.sampling import Sampling, check_n_predict
+from dotscli.engine.stream import Piece, Stats, TextStream
+from dotscli.engine.vocab import Vocabulary
+from dotscli.errors import DotsError
+from dotscli.models.check import check_dots1
+from dotscli.models.check_values import check_vectors
+from dotscli.models.gguf_file import read_gguf
+from dotscli.models.template_process import expect as expect_template
+from dotscli.models.template_process import let_go as let_template_go
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from dotscli.engine.collect import Collector, Input
+
+
+class Engine:
+    """A dots1 GGUF ready to answer. Use it as a context manager, or call `close`."""
+
+    def __init__(
+        self, path: Path, loaded: Loaded, metadata: Mapping[str, str], load_s: float
+    ) -> None:
+        """Used by `load` only."""
+        api = llama()
+        self.path = path
+        self.metadata = metadata
+        self.load_s = load_s
+        self.n_ctx: int = loaded.n_ctx
+        self.most_ctx: int = loaded.most_ctx
+        self.n_ctx_train = int(api.llama_model_n_ctx_train(loaded.model))
+        self.vocabulary = Vocabulary(api.llama_model_get_vocab(loaded.model))
+        self.n_vocab = self.vocabulary.n_tokens
+        template = api.llama_model_chat_template(loaded.model, None)
+        self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
+        self.eos_token = self._special("eos")
+        self.bos_token = self._special("bos")
+        self.hot = loaded.hot
+        self.hot_off = loaded.hot_off
+        self._loaded = loaded
+        self._decoder = Decoder(loaded.context, self.n_vocab)
+        self._answer: Answer | None = None
+        self._pieces: Generator[Piece, None, None] | None = None
+
+    @classmethod
+    def load(
+        cls,
+        path: Path,
+        options: EngineOptions,
+        on_progress: Callable[[float], None] | None = None,
+        on_log: Callable[[str], None] | None = None,
+        collector: Collector | None = None,
+    ) -> Engine:
+        """Checks and loads a GGUF, or the first shard of a split one.
+
+        Args:
+            path: the file.
+            options: validated on construction.
+            on_progress: gets 0.0 to 1.0 while the weights are read.
+            on_log: gets warnings, and with `options.verbose` every line that llama.cpp logs.
+            collector: for `collect`; everything else becomes slower with one.
+
+        Raises:
+            DotsError: the file is damaged or is not dots1, or llama.cpp refuses it.
+            KeyboardInterrupt: Ctrl-C during the load.
+        """
+        started = time.perf_counter()
+        gguf = read_gguf(path)
+        check_dots1(gguf)
+        check_vectors(gguf)
+        log().listener = on_log if options.verbose else None
+        if on_log is not None and options.verbose:
+            for caveat in caveats():
+                on_log(caveat)
+        template = gguf.metadata.get("tokenizer.chat_template")
+        if collector is None and isinstance(template, str):
+            expect_template(template)
+        with waiting_for(options.rpc):
+            loaded = load(gguf, options, on_progress, on_log or (lambda _line: None), collector)
+        metadata = {
+            key: str(value)
+            for key, value in gguf.metadata.items()
+            if isinstance(value, str | int | float | bool)
+        }
+        return cls(path, loaded, metadata, time.perf_counter() - started)
+
+    def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
+        """Token ids of a text in NFC; with `parse_special` names of control tokens are tokens."""
+        self._check_open()
+        return self.vocabulary.tokenize(text, parse_special=parse_special)
+
+    def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
+        """Bytes of tokens; control tokens leave nothing unless `special` asks for their names."""
+        self._check_open()
+        self._check_ids(tokens)
+        return b"".join(self.vocabulary.piece(token, special=special) for token in tokens)
+
+    def generate(
+        self,
+        tokens: Sequence[int],
+        sampling: Sampling,
+        *,
+        n_predict: int = -1,
+        stop: Sequence[str] = (),
+        on_prefill: Callable[[int, int], None] | None = None,
+    ) -> Iterator[Piece]:
+        """Continues a prompt; the last piece has the reason for the end and the figures.
+
+        Closing the iterator ends the answer, and so does the next call. A KeyboardInterrupt goes
+        through it; either way the next call takes up what is in the cache.
+
+        Args:
+            tokens: the whole prompt, at least one token and fewer than `n_ctx`.
+            sampling: a seed of -1 is drawn here and then not known outside.
+            n_predict: most tokens to sample, -1 for as many as the context holds.
+            stop: strings that end the answer.
+            on_prefill: gets (evaluated, to evaluate) while the prompt is read.
+
+        Raises:
+            DotsError: an impossible prompt, grammar or stop string, before anything is evaluated.
+        """
+        prompt = list(tokens)
+        self._check_prompt(prompt)
+        check_n_predict(n_predict)
+        limits = Limits(self.n_ctx, n_predict)
+        text = TextStream(stop)
+        vocabulary = self.vocabulary
+        sampler = Sampler(
+            self._decoder.context,
+            vocabulary.handle,
+            sampling.with_seed(),
+            lambda: vocabulary.markup,
+            self.path,
+        )
+        self._end_answer()
+        self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text, self.hot)
+        self._pieces = self._waited_for(self._answer.pieces(on_prefill))
+        return self._pieces
+
+    @property
+    def stats(self) -> Stats:
+        """Figures of the last answer, also of one that was broken off."""
+        return self._answer.stats if self._answer else Stats()
+
+    def logits(self, tokens: Sequence[int]) -> np.ndarray:
+        """Logits after each of the tokens, evaluated from an empty cache: float32 (n, n_vocab)."""
+        self._end_answer()
+        self._check_prompt(list(tokens))
+        with waiting_for(self._loaded.workers):
+            return self._decoder.logits(tokens)
+
+    def collect(self, tokens: Sequence[int], collector: Collector) -> list[Input]:
+        """Evaluates tokens from an empty cache and says what went into every weight matrix.
+
+        Args:
+            tokens: at most `n_ctx`.
+            collector: the one that the model was loaded with.
+
+        Raises:
+            DotsError: a token outside the vocabulary, llama.cpp fails, or the model computes
+                something that is not finite.
+            KeyboardInterrupt: from the user; what was collected is forgotten.
+        """
+        self.forget()
+        self._check_ids(tokens)
+        collector.forget()
+        with waiting_for(self._loaded.workers):
+            self._decoder.evaluate(tokens, collector.begin)
+        return collector.take()
+
+    def forget(self) -> None:
+        """Empties the cache: the next prompt is evaluated from its first token."""
+        self._check_open()
+        self._end_answer()
+        self._decoder.keep(0)
+
+    def close(self) -> None:
+        """Frees model and context; harmless when done twice."""
+        self._end_answer()
+        let_grammars_go()
+        let_template_go()
+        log().listener = None
+        with waiting_for(self._loaded.workers):
+            self._loaded.free()
+
+    def __enter__(self) -> Engine:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _special(self, name: str) -> str:
+        """Text of a special token that the file names; llama.cpp makes up those it does not."""
+        token = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
+        return self.vocabulary.text(int(token)) if token is not None else ""
+
+    def _end_answer(self) -> None:
+        """Ends an answer that is still open: it must not go on in another one's cache."""
+        if self._pieces is not None:
+            self._pieces.close()
+            self._pieces = None
+
+    def _waited_for(self, pieces: Generator[Piece, None, None]) -> Generator[Piece, None, None]:
+        with waiting_for(self._loaded.workers):
+            yield from pieces
+
+    def _check_open(self) -> None:
+        if not self._loaded.context:
+            raise DotsError(f"{self.path}: the model was closed")
+
+    def _check_prompt(self, tokens: Sequence[int]) -> None:
+        self._check_open()
+        if not tokens:
+            raise DotsError("the prompt is empty", hint="give at least one character")
+        self._check_ids(tokens)
+        if len(tokens) >= self.n_ctx:
+            more = self.longer_context(len(tokens))
+            raise DotsError(
+                f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}, "
+                "the answer included",
+                hint=f"raise it with: --ctx-size {more}"
+                if more
+                else f"give a shorter text: at most {self.most_ctx} tokens are possible here",
+            )
+
+    def longer_context(self, n_tokens: int) -> int:
+        """A context that holds so many tokens and an answer; 0 where none is to be advised.
+
+        It is never longer than the model was trained for or memory allows.
+        """
+        wanted = min((n_tokens // 1024 + 2) * 1024, self.most_ctx)
+        return wanted if wanted > max(n_tokens, self.n_ctx) else 0
+
+    def _check_ids(self, tokens: Sequence[int]) -> None:
+        # llama.cpp reads past the vocabulary for an id outside it
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.n_vocab):
+            raise DotsError(f"a token id is outside 0 to {self.n_vocab - 1}")

@@ -1,0 +1,1 @@
+"""Devices of other machines, and this machine's devices offered to others."""

@@ -1,0 +1,36 @@
+#include "hot/host_memory.h"
+
+#include <cstdlib>
+
+namespace hot {
+
+host_block::~host_block() {
+    clear();
+}
+
+void host_block::clear() {
+    if (pinned != nullptr) {
+        ggml.ggml_backend_buffer_free(pinned);
+    } else {
+        free(data);
+    }
+    data   = nullptr;
+    pinned = nullptr;
+    nbytes = 0;
+}
+
+bool host_block::ensure(size_t wanted, ggml_backend_buffer_type * pinned_type) {
+    if (wanted <= nbytes) {
+        return true;
+    }
+    clear();
+    wanted = padded(wanted);
+    if (pinned_type != nullptr) {
+        pinned = ggml.ggml_backend_buft_alloc_buffer(pinned_type, wanted);
+    }
+    data   = static_cast<char *>(pinned != nullptr ? ggml.ggml_backend_buffer_get_base(pinned) : aligned_alloc(HOST_ALIGNMENT, wanted));
+    nbytes = data != nullptr ? wanted : 0;
+    return data != nullptr;
+}
+
+}  // namespace hot

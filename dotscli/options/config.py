@@ -1,0 +1,27 @@
+"""The options of `dots config`, as one group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from dotscli.options.shared import Panel
+
+
+@dataclass(frozen=True)
+class ConfigFlags:
+    """What is done instead of showing all settings."""
+
+    path: Annotated[
+        bool,
+        typer.Option("--path", rich_help_panel=Panel.RUN, help="Print where config.toml belongs."),
+    ] = False
+    init: Annotated[
+        bool,
+        typer.Option(
+            "--init", "--example", rich_help_panel=Panel.RUN,
+            help="Write an example there, with every option as a comment.",
+        ),
+    ] = False  # fmt: skip

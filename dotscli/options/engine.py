@@ -1,0 +1,116 @@
+"""The options of a model that runs: where it runs, its cache, hot experts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dotscli.options.shared import CacheTypeK, CacheTypeV, CtxSize, Heat, Panel, Threads
+
+
+@dataclass(frozen=True)
+class PlacementFlags:
+    """Where a model runs; names and values as in llama.cpp."""
+
+    threads: Threads = 0
+    threads_batch: Annotated[
+        int,
+        typer.Option(
+            "--threads-batch", "-tb", rich_help_panel=Panel.RUN,
+            help="For reading the prompt; 0: as --threads.",
+        ),
+    ] = 0  # fmt: skip
+    n_gpu_layers: Annotated[
+        str,
+        typer.Option(
+            "--n-gpu-layers", "-ngl", envvar="DOTS_N_GPU_LAYERS", metavar="N",
+            rich_help_panel=Panel.PLACEMENT, help="Layers on the GPU: a number, all or auto.",
+        ),
+    ] = "auto"  # fmt: skip
+    cpu_moe: Annotated[
+        bool,
+        typer.Option(
+            "--cpu-moe", "-cmoe", rich_help_panel=Panel.PLACEMENT,
+            help="Keep all routed experts on the CPU.",
+        ),
+    ] = False  # fmt: skip
+    n_cpu_moe: Annotated[
+        int,
+        typer.Option(
+            "--n-cpu-moe", "-ncmoe", rich_help_panel=Panel.PLACEMENT,
+            help="Keep routed experts of the first N layers on the CPU.",
+        ),
+    ] = 0  # fmt: skip
+    override_tensor: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--override-tensor", "-ot", metavar="REGEX=BUFFER", rich_help_panel=Panel.PLACEMENT,
+            help="Place tensors; repeatable.",
+        ),
+    ] = None  # fmt: skip
+    flash_attn: Annotated[
+        str,
+        typer.Option(
+            "--flash-attn", "-fa", metavar="WHEN", rich_help_panel=Panel.PLACEMENT,
+            help="Flash attention: on, off or auto.",
+        ),
+    ] = "auto"  # fmt: skip
+    rpc: Annotated[
+        str,
+        typer.Option(
+            "--rpc", metavar="HOST:PORT,...", rich_help_panel=Panel.PLACEMENT,
+            help="Workers to run layers on.",
+        ),
+    ] = ""  # fmt: skip
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", rich_help_panel=Panel.OUTPUT, help="Show what llama.cpp logs."
+        ),
+    ] = False
+
+
+@dataclass(frozen=True)
+class EngineFlags(PlacementFlags):
+    """What else is decided about a model that answers."""
+
+    ctx_size: CtxSize = 0
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size", "-b", rich_help_panel=Panel.MODEL, help="Prompt tokens read at once."
+        ),
+    ] = 512
+    cache_type_k: CacheTypeK = "f16"
+    cache_type_v: CacheTypeV = "f16"
+    hot: Annotated[
+        str,
+        typer.Option(
+            "--hot", envvar="DOTS_HOT", metavar="SIZE", rich_help_panel=Panel.HOT,
+            help="Device memory for hot experts; auto: what is free on a GPU; off: none.",
+        ),
+    ] = "auto"  # fmt: skip
+    hot_device: Annotated[
+        str,
+        typer.Option(
+            "--hot-device", metavar="NAME", rich_help_panel=Panel.HOT,
+            show_default="the GPU with most free memory", help="Where they live.",
+        ),
+    ] = ""  # fmt: skip
+    heat: Heat = None
+    heat_trace: Annotated[
+        Path | None,
+        typer.Option(
+            "--heat-trace", metavar="FILE", rich_help_panel=Panel.HOT,
+            help="Write there which experts each token uses.",
+        ),
+    ] = None  # fmt: skip
+    no_adapt: Annotated[
+        bool,
+        typer.Option(
+            "--no-adapt", rich_help_panel=Panel.HOT, help="Exchange none of them while answering."
+        ),
+    ] = False

@@ -1,0 +1,43 @@
+"""The options of `dots plan`, as one group."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+
+from dotscli.options.shared import CacheTypeK, CacheTypeV, CtxSize, Heat, Panel, Type, varied
+from dotscli.options.sizes import parse_size
+
+
+@dataclass(frozen=True)
+class PlanFlags:
+    """What to plan for. Sizes in bytes; unset ones are found out."""
+
+    vram: Annotated[
+        int | None,
+        typer.Option(
+            "--vram", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
+            show_default="what is free", help="Memory of the device; 0: there is none.",
+        ),
+    ] = None  # fmt: skip
+    ram: Annotated[
+        int | None,
+        typer.Option(
+            "--ram", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
+            show_default="what is available", help="Main memory.",
+        ),
+    ] = None  # fmt: skip
+    ctx_size: CtxSize = varied(0, help="Tokens of context; 0: 8192 at most.")
+    cache_type_k: CacheTypeK = "f16"
+    cache_type_v: CacheTypeV = "f16"
+    type: Type = varied(None, help="What a checkpoint would be quantized to.")
+    heat: Heat = None
+    bandwidth: Annotated[
+        int | None,
+        typer.Option(
+            "--bandwidth", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
+            help="Of main memory, per second: says how many tokens it allows.",
+        ),
+    ] = None  # fmt: skip

@@ -1,0 +1,1 @@
+"""The terminal: streams, progress, and what text does on a screen."""

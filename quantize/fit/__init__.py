@@ -1,0 +1,1 @@
+"""The recipe that errs least within a number of bytes."""

@@ -1,0 +1,1 @@
+"""Importance matrices: their files, their use, and the sums they are made of."""

@@ -1,0 +1,1 @@
+"""The file that is written: its layout, header, checksums, journal, and its name at the end."""

@@ -1,0 +1,1 @@
+"""Rows of weights to bytes and back, and the error between."""

@@ -1,0 +1,294 @@
+"""Runs the inputs of a target in a child process, and watches it: time, memory, death.
+
+Time is that of the processor, so that a busy machine is no finding; one that only waits has longer.
+The child is started again after each death, with the next input. Every input that led to something
+is run once more, alone, before it counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import psutil
+
+from tests.fuzz.child import MAX_NBYTES, MAX_SECONDS, ROOT, Job, Note, place
+from tests.fuzz.inflight import Inflight, State
+
+CORPUS = Path(__file__).parent / "corpus"
+POLL_S = 0.02
+FAMILY_POLLS = 5  # of how many looks one is at the child's own children as well
+PATIENCE_S = 60.0  # for an input that waits, or has to share the processor with others
+OPEN_S = 180.0  # for a target to make its valid inputs
+GZIP_FROM = 4096
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one input did.
+
+    Attributes:
+        kind: exception, wrong, death, hang or memory.
+        name: what tells it from others; text: a traceback or what was said last.
+        number: of the input; hits: how many inputs did the same.
+        repeats: whether the input alone did it again.
+    """
+
+    kind: str
+    name: str
+    text: str
+    data: bytes
+    number: int
+    hits: int = 1
+    repeats: bool = True
+
+
+@dataclass
+class Result:
+    """What a run of a target came to.
+
+    Attributes:
+        peak_nbytes: the most memory that one input took.
+        slowest_s: the longest that one input took, of processor time, as far as was seen.
+    """
+
+    target: str
+    n_inputs: int = 0
+    seconds: float = 0.0
+    peak_nbytes: int = 0
+    slowest_s: float = 0.0
+    findings: dict[str, Finding] = field(default_factory=dict)
+
+    def add(self, finding: Finding) -> None:
+        """Of findings with the same name the shortest input stays."""
+        known = self.findings.get(finding.name)
+        if known is None:
+            self.findings[finding.name] = finding
+            return
+        best = min(known, finding, key=lambda found: len(found.data))
+        self.findings[finding.name] = replace(best, hits=known.hits + finding.hits)
+
+
+def fuzz(target: str, seed: int, seconds: float) -> Result:
+    """Run inputs that follow from the seed for so long, setting up not counted."""
+    with scratch_folder() as scratch:
+        result = Result(target)
+        job = Job(target, seed, 0, seconds, [])
+        while job.seconds > 0.2:
+            last = _run_child(job, scratch, result)
+            job = replace(job, first=last.n_begun, seconds=seconds - result.seconds)
+        for finding in list(result.findings.values()):
+            again = run_once(target, finding.data, scratch)
+            repeats = finding.name in again or (finding.kind == "death" and bool(again))
+            result.findings[finding.name] = replace(finding, repeats=repeats)
+            if not repeats and finding.kind in ("hang", "memory"):
+                del result.findings[finding.name]
+    return result
+
+
+def replay(target: str, paths: Sequence[Path]) -> Result:
+    """Run files of the corpus, each once."""
+    with scratch_folder() as scratch:
+        result, files = Result(target), []
+        for number, path in enumerate(paths):
+            plain = scratch / f"{number}.input"
+            plain.write_bytes(read_input(path))
+            files.append(str(plain))
+        job = Job(target, 0, 0, 0.0, files)
+        while job.first < len(files):
+            job = replace(job, first=_run_child(job, scratch, result).n_begun)
+    return result
+
+
+def run_once(target: str, data: bytes, scratch: Path) -> dict[str, Finding]:
+    """What one input does in a child of its own, by name."""
+    path = scratch / "once.input"
+    path.write_bytes(data)
+    result = Result(target)
+    _run_child(Job(target, 0, 0, 0.0, [str(path)]), scratch, result)
+    return result.findings
+
+
+@contextlib.contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for the files of one target, in memory where there is such a place."""
+    memory = Path("/dev/shm")
+    parent = memory if os.access(memory, os.W_OK) else None
+    folder = Path(tempfile.mkdtemp(prefix="dots-fuzz-", dir=parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def read_input(path: Path) -> bytes:
+    """A file of the corpus."""
+    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+
+
+def write_input(finding: Finding, target: str, corpus: Path = CORPUS) -> Path:
+    """Keep a finding's input in the corpus. Its name follows from what it does; a number tells it
+    from inputs that once did the same.
+    """
+    folder = corpus / target
+    folder.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.blake2b(finding.name.encode(), digest_size=4).hexdigest()
+    large = len(finding.data) >= GZIP_FROM
+    data = gzip.compress(finding.data, mtime=0) if large else finding.data
+    for number in itertools.count(1):
+        path = folder / f"{finding.kind}-{digest}-{number}.{'gz' if large else 'bin'}"
+        if not path.exists() or path.read_bytes() == data:
+            break
+    path.write_bytes(data)
+    return path
+
+
+def _run_child(job: Job, scratch: Path, result: Result) -> State:
+    """Run a child to its end, whatever that is; its last state."""
+    (scratch / "job.json").write_text(json.dumps(asdict(job)))
+    shared = Inflight(scratch / "inflight", new=True)
+    shutil.rmtree(scratch / "work", ignore_errors=True)
+    own = {
+        f"XDG_{kind}_HOME": str(scratch / "xdg") for kind in ("DATA", "CONFIG", "CACHE", "STATE")
+    }
+    own |= {
+        "DOTS_THREADS": "1",
+        "GGML_NO_BACKTRACE": "1",
+        "PYTHONPATH": str(ROOT),
+        "TMPDIR": str(scratch),
+    }
+    keep = {key: value for key, value in os.environ.items() if not key.startswith("DOTS_")}
+    with (scratch / "said").open("wb") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.fuzz.child", str(scratch)],
+            cwd=ROOT, env=keep | own, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
+            start_new_session=True,
+        )  # fmt: skip
+    try:
+        killed = _watch(process, shared, result)
+    finally:
+        _end(process)
+    last = shared.state()
+    ended_badly = bool(killed or process.returncode)
+    if ended_badly and not last.started:
+        raise RuntimeError(f"{job.target} ends between inputs:\n{_tail(scratch / 'said')}")
+    if ended_badly:
+        kind = killed or "death"
+        status = f" {_status(process.returncode)}" if kind == "death" else ""
+        name = f"{kind}{status} in {_first_place(scratch / 'stacks')}"
+        text = _tail(scratch / "stacks") + _tail(scratch / "said")
+        result.add(Finding(kind, name, text, shared.data(), last.n_begun - 1))
+    shared.close()
+    _collect(scratch / "found", result)
+    result.n_inputs += last.n_begun - job.first
+    return last
+
+
+def _watch(process: subprocess.Popen[bytes], shared: Inflight, result: Result) -> str:
+    """Wait for its end; what it was killed for, or nothing."""
+    watched, opened, began = psutil.Process(process.pid), time.monotonic(), 0.0
+    looks = seen = 0
+    others = before = Family(0, 0.0)
+    try:
+        while process.poll() is None:
+            time.sleep(POLL_S)
+            state, now = shared.state(), time.monotonic()
+            if state.n_begun == 0:
+                if now - opened > OPEN_S:
+                    return "hang"
+                continue
+            began = began or now
+            looks += 1
+            if looks % FAMILY_POLLS == 0:
+                if state.n_begun != seen:
+                    seen, before = state.n_begun, others
+                others = _family(watched)
+            if not state.started:
+                continue
+            with watched.oneshot():
+                grown = watched.memory_info().rss - state.rss + max(0, others.rss - before.rss)
+                busy_s = sum(watched.cpu_times()[:2]) - state.busy_s
+            busy_s += max(0.0, others.busy_s - before.busy_s)
+            took_s = min(busy_s, now - state.started)
+            result.slowest_s = max(result.slowest_s, took_s)
+            result.peak_nbytes = max(result.peak_nbytes, grown)
+            late = took_s > MAX_SECONDS or now - state.started > PATIENCE_S
+            if late or grown > MAX_NBYTES:
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(0.3)  # for the stack to be written
+                return "memory" if grown > MAX_NBYTES else "hang"
+    except psutil.NoSuchProcess:
+        pass
+    finally:
+        result.seconds += time.monotonic() - began if began else 0.0
+    process.wait()
+    return ""
+
+
+@dataclass(frozen=True)
+class Family:
+    """All processes below one: bytes of memory, seconds of processor time."""
+
+    rss: int
+    busy_s: float
+
+
+def _family(watched: psutil.Process) -> Family:
+    rss, busy_s = 0, 0.0
+    for child in watched.children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            rss += child.memory_info().rss
+            busy_s += sum(child.cpu_times()[:2])
+    return Family(rss, busy_s)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill it and everything that it has started."""
+    family: list[psutil.Process] = []
+    with contextlib.suppress(psutil.Error):
+        family = psutil.Process(process.pid).children(recursive=True)
+    with contextlib.suppress(OSError):
+        os.killpg(process.pid, signal.SIGKILL)
+    for child in family:
+        with contextlib.suppress(psutil.Error):
+            child.kill()
+    process.wait()
+
+
+def _collect(folder: Path, result: Result) -> None:
+    """Take what the child has written down."""
+    for path in sorted(folder.glob("*.json")):
+        note = Note(**json.loads(path.read_text()))
+        data = path.with_suffix(".bin").read_bytes()
+        result.add(Finding(note.kind, note.name, note.text, data, note.number, note.hits))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _status(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit {code}"
+
+
+def _tail(path: Path) -> str:
+    try:
+        return path.read_bytes()[-4000:].decode("utf-8", "replace")
+    except OSError:
+        return ""
+
+
+def _first_place(stacks: Path) -> str:
+    """Where a dumped stack, innermost frame first, is in the project."""
+    lines = _tail(stacks).splitlines()
+    return place("\n".join(reversed(lines)))

@@ -1,0 +1,78 @@
+"""What the runner of the fuzzer notices, and that a seed gives the same inputs again."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from tests.fuzz import runner
+from tests.fuzz.minimise import minimise
+from tests.fuzz.runner import Finding, fuzz, read_input, replay, write_input
+from tests.fuzz.target import TARGETS, pack, unpack
+
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="watches processes as POSIX has them")
+
+
+@pytest.mark.parametrize(
+    ("word", "kind"),
+    [
+        ("fine", None), ("refused", None), ("raises", "exception"), ("leaves", "exception"),
+        ("wrong", "wrong"), ("wordless", "wrong"), ("dies", "death"), ("hangs", "hang"),
+        ("eats", "memory"),
+    ],
+)  # fmt: skip
+def test_what_an_input_does_is_noticed(word: str, kind: str | None, tmp_path: Path) -> None:
+    """And the inputs after it are run as well."""
+    paths = []
+    for number, text in enumerate(("fine", word, "fine")):
+        paths.append(tmp_path / f"{number}.bin")
+        paths[-1].write_text(text)
+    result = replay("harmful", paths)
+    assert result.n_inputs == 3
+    assert [f.kind for f in result.findings.values()] == ([] if kind is None else [kind])
+    assert [f.data for f in result.findings.values()] == ([] if kind is None else [word.encode()])
+
+
+def test_a_seed_gives_the_same_inputs_and_the_shortest_is_kept() -> None:
+    results = [fuzz("harmful", 5, 0.5) for _ in range(2)]
+    for result in results:
+        assert {f.name: (f.kind, f.data, f.repeats) for f in result.findings.values()} == {
+            "KeyError in tests/fuzz/harmful.py:run": ("exception", b"raises", True),
+            "wrong: it is wrong": ("wrong", b"wrong", True),
+        }
+        assert sum(f.hits for f in result.findings.values()) in range(10, result.n_inputs)
+
+
+def test_an_input_is_kept_and_made_smaller(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "CORPUS", tmp_path)
+    long = b"raises" + b"!" * 5000
+    path = write_input(Finding("exception", "KeyError", "", long, 0), "harmful", tmp_path)
+    assert path.parent == tmp_path / "harmful"
+    assert path.suffix == ".gz"
+    assert read_input(path) == long
+    assert read_input(minimise(path)) == b"raises"
+
+
+def test_files_go_into_an_input_and_come_out() -> None:
+    files = {"a b.json": b"==> a 3\n\xff", "b": b""}
+    assert unpack(pack(files)) == files
+    assert unpack(b"nonsense") == {}
+    assert unpack(b"==> a 9999999999\nx") == {"a": b"x"}
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_makes_different_inputs(target: str, tmp_path: Path) -> None:
+    from tests.fuzz.target import target_named
+
+    made = target_named(target, tmp_path)
+    made.valid.mkdir()
+    made.work.mkdir()
+    made.prepare()
+    made.open()
+    inputs = [made.make(Random(number)) for number in range(20)]
+    assert len(set(inputs)) > 15
+    assert inputs == [made.make(Random(number)) for number in range(20)]
+    made.close()
