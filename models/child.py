@@ -28,6 +28,7 @@ from dotscli.models.child_pipe import Pipes, pipes_of
 KEPT_VARIABLES = ("TZ", "SYSTEMROOT", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 START_SECONDS = 60.0  # until its modules are imported, on a machine that is busy
 SAMPLE_SECONDS = 0.02  # between two looks at its memory
+MAX_REASON = 500  # characters of an error's text, which may quote what the child was given
 _BOOT = (
     "import sys; sys.path[:] = sys.argv[2:];"
     "from importlib import import_module; import_module(sys.argv[1]).main()"
@@ -78,7 +79,7 @@ class Child:
         """The child's answer; the time until it has started doesn't count.
 
         Raises:
-            DotsError: as the child has raised it.
+            DotsError: as the child has raised it, its texts cut to MAX_REASON characters.
             ChildError: it gave no answer. The child is gone.
         """
         frame = packed(question)
@@ -210,8 +211,12 @@ def _value(answer: Any) -> Any:
     if kind == "value":
         return value
     if kind == "error" and isinstance(value, list) and len(value) == 2:
-        raise DotsError(str(value[0]), str(value[1]))
+        raise DotsError(*(_cut(str(part)) for part in value))
     raise ChildError("memory" if kind == "memory" else "died", str(value))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_REASON else text[:MAX_REASON] + "..."
 
 
 def _resident(pid: int) -> int:

@@ -95,7 +95,7 @@ def verify(path: Path, names: Sequence[str] = (), threads: int = 0) -> Iterator[
     check_dots1(gguf)
     check_names(gguf, names)
     files = [read_one(shard) for shard in gguf.shards]
-    headers = [_header_damage(file) for file in files]
+    headers = _headers_damage(files)
     found = [
         matrix
         for file, damage in zip(files, headers, strict=True)
@@ -208,6 +208,10 @@ _REARRANGED = (
     "its header is damaged; its checksums say nothing"
 )
 _CHANGED = "the metadata was changed after the file was written, or is damaged"
+_WITHOUT = (
+    "it has no checksums, and the other parts have some: it belongs to another model, or its "
+    "header is damaged"
+)
 
 
 def _sums(file: GgufFile) -> Sequence[int] | None:
@@ -218,11 +222,20 @@ def _sums(file: GgufFile) -> Sequence[int] | None:
     return [int(number) for number in value.numbers()]
 
 
+def _headers_damage(files: Sequence[GgufFile]) -> list[str]:
+    """What is wrong with the header of each part, or ""."""
+    found = [_header_damage(file) for file in files]
+    with_sums = [_sums(file) is not None for file in files]
+    if any(has and damage != _REARRANGED for has, damage in zip(with_sums, found, strict=True)):
+        return [damage if has else _WITHOUT for has, damage in zip(with_sums, found, strict=True)]
+    return found
+
+
 def _header_damage(file: GgufFile) -> str:
-    """What is wrong with a header, or ""."""
+    """What is wrong with a header as far as it says itself, or ""."""
     sums = _sums(file)
     if sums is None:
-        return ""
+        return _REARRANGED if KEY in file.metadata else ""
     infos = b"".join(tensor_info(t.name, t.shape, t.type_id, t.offset) for t in file.tensors)
     count = N_HEADER + sum(tensor.n_experts for tensor in file.tensors)
     if len(sums) != count or sums[1] != checksum([infos]):

@@ -27,7 +27,7 @@ def _answer(question: Any) -> Any:
         case "environment":
             return dict(os.environ)
         case "refuse":
-            raise DotsError("no", "ask otherwise")
+            raise DotsError("no" * question.get("times", 1), "ask otherwise")
         case "sleep":
             time.sleep(question["seconds"])
         case "hang":  # one call of Python that nothing inside the interpreter can end

@@ -59,6 +59,13 @@ def test_a_refusal_comes_back_as_the_error_it_was(kept: Child) -> None:
     assert caught.value.hint == "ask otherwise"
 
 
+def test_a_refusal_that_quotes_its_input_is_cut(kept: Child) -> None:
+    with pytest.raises(DotsError) as caught:
+        kept.ask({"do": "refuse", "times": 1_000_000}, 5)
+    assert caught.value.message == "no" * (mechanism.MAX_REASON // 2) + "..."
+    assert caught.value.hint == "ask otherwise"
+
+
 def test_it_sees_none_of_the_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_TOKEN", "secret")
     monkeypatch.setenv("TZ", "UTC")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from dotscli.errors import DotsError
 from dotscli.hot.heat_store import load as load_heat
 from dotscli.models.gguf_file import MAX_HEADER_NBYTES, read_gguf
 from dotscli.models.json_file import MAX_JSON_NBYTES, MAX_VALUES, parse_object, read_object
-from dotscli.quantize import quantize_checkpoint
+from dotscli.models.vocab import Vocab
+from dotscli.quantize import plan_checkpoint, quantize_checkpoint
 from dotscli.quantize.source.safetensors_header import MAX_HEADER_NBYTES as MAX_SHARD_HEADER
 from dotscli.quantize.source.safetensors_header import read_header
 from dotscli.quantize.threads import in_order
@@ -29,6 +31,7 @@ MANY = MAX_VALUES + 10
 TOO_MANY = {
     "list": b'{"a":[' + b"1," * MANY + b"1]}",
     "nested lists": b'{"a":[' + b"[]," * (MANY // 2) + b"1]}",
+    "empty objects": b"{" + b",".join(b'"%d":{}' % n for n in range(MANY // 2)) + b"}",
     "keys": b"{" + b",".join(b'"%d":1' % n for n in range(MANY)) + b"}",
 }
 
@@ -45,6 +48,21 @@ def test_json_of_too_many_values_is_refused_before_it_is_parsed(
     (tmp_path / "heat.json").write_bytes(text)
     with pytest.raises(DotsError, match="more than 1048576 values"):
         load_heat(tmp_path / "heat.json")
+
+
+def test_a_tokenizer_with_a_million_objects_where_a_boolean_belongs(tmp_path: Path) -> None:
+    """To read it took 20 seconds."""
+    folder = tiny.write_checkpoint(tmp_path / "in")
+    path = folder / "tokenizer.json"
+    many = "{" + ",".join(f'"k{n}":{{}}' for n in range(1 << 20)) + "}"
+    whole = path.read_text()
+    path.write_text(whole.replace('"normalized": false', f'"normalized": {many}', 1))
+    assert len(path.read_bytes()) > 10_000_000
+    model = plan_checkpoint(folder).model
+    begun = time.process_time()
+    with pytest.raises(DotsError, match=r"tokenizer\.json holds more than 1048576 values"):
+        Vocab.load(folder, model)
+    assert time.process_time() - begun < 3
 
 
 def test_files_that_are_too_large_are_refused_before_they_are_read(tmp_path: Path) -> None:

@@ -135,6 +135,15 @@ def test_a_file_without_checksums(copy: Path) -> None:
     assert "the file has no checksums" in done.stdout
 
 
+def test_checksums_of_another_type_are_damage(copy: Path) -> None:
+    """The header says that there are some, so the file is not one without."""
+    data = copy.read_bytes()
+    at = data.index(KEY.encode()) + len(KEY) + 4
+    assert data[at] == 10  # UINT64 becomes INT64
+    copy.write_bytes(data[:at] + b"\x0b" + data[at + 1 :])
+    assert "its checksums say nothing" in damage(copy)[0].what
+
+
 def test_broken_structure_is_one_error(copy: Path) -> None:
     copy.write_bytes(copy.read_bytes()[:-40_000])
     done = dots("verify", copy)
@@ -240,6 +249,17 @@ def test_damage_in_a_split_model(split: Path, tiny_checkpoint: Path, tmp_path: P
     assert dots("verify", first, "--against", tiny_checkpoint).exit_status == 0
     flip(last, last.stat().st_size - 100)
     assert [d.tensor for d in damage(first)] == ["output.weight"]
+
+
+def test_a_part_without_the_checksums_that_the_others_have(split: Path, tmp_path: Path) -> None:
+    """Its key has another name now; nothing in the file itself says that it had one."""
+    folder = Path(shutil.copytree(split.parent, tmp_path / "copy"))
+    paths = sorted(folder.iterdir())
+    data = paths[1].read_bytes()
+    paths[1].write_bytes(data.replace(KEY.encode(), b"other" + KEY.encode()[5:]))
+    found = damage(paths[0])
+    assert [event.tensor for event in found] == [None]
+    assert found[0].what.startswith(f"{paths[1]}: it has no checksums, and the other parts have")
 
 
 def test_a_split_output_goes_on_too(split: Path, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def main(scratch: Path) -> None:
     if not target.valid.exists():
         target.valid.mkdir()
         target.prepare()
+    target.hurried = not job.files
     target.open()
     shared = Inflight(scratch / "inflight")
     own = psutil.Process()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from random import Random
 
 from dotscli.engine import Engine, EngineOptions
+from dotscli.engine import grammar as grammar_module
+from dotscli.engine.grammar import MAX_SECONDS
 from dotscli.engine.sampling import Sampling
 from tests import gguf_maker
 from tests.fuzz.gguf import SIZES
 from tests.fuzz.mutate import damaged, length, pick, text
-from tests.fuzz.target import Target, refusals
+from tests.fuzz.target import Target, in_full, refusals
 
 N_PREDICT = 4
+HURRIED_SECONDS = 0.5
 VALID = (
     'root ::= "yes" | "no" | [0-9]{3}',
     r"""root ::= object
@@ -76,8 +79,14 @@ class Grammar(Target):
         return "\n".join(rules).encode("utf-8", "replace")
 
     def run(self, data: bytes) -> None:
+        self.limit(data)
         with refusals():
             self.answer(data.decode("utf-8", "replace"))
+
+    def limit(self, data: bytes) -> None:
+        """How long the child may take from here on."""
+        short = self.hurried and not in_full(data)
+        grammar_module.MAX_SECONDS = HURRIED_SECONDS if short else MAX_SECONDS
 
     def answer(self, grammar: str) -> None:
         """A few tokens that follow it."""

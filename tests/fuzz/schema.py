@@ -40,6 +40,7 @@ class Schema(Grammar):
         return json.dumps(_schema(rng, 0)).encode()
 
     def run(self, data: bytes) -> None:
+        self.limit(data)
         with refusals():
             self.answer(json_schema_grammar(data.decode("utf-8", "replace")))
 

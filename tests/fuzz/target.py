@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -51,7 +52,14 @@ class Target:
     Args:
         folder: for files. `valid` in it is made by `prepare` once and stays for further children;
             `work` is each child's own.
+
+    Attributes:
+        hurried: set while inputs are made: where the code under attack waits for a limit of
+            seconds, most of them may meet a shorter one, so that more are run. A file of the
+            corpus, and an input that is run again, meets the real one.
     """
+
+    hurried = False
 
     def __init__(self, folder: Path) -> None:
         self.valid = folder / "valid"
@@ -97,6 +105,11 @@ def unpack(data: bytes) -> dict[str, bytes]:
         files[head[1].decode("utf-8", "replace")] = data[head.end() : end]
         position = end + 1
     return files
+
+
+def in_full(data: bytes) -> bool:
+    """Whether an input meets the real limits even when hurried: one of 16 does."""
+    return zlib.crc32(data) % 16 == 0
 
 
 @contextmanager

@@ -11,9 +11,11 @@ from random import Random
 from jinja2.filters import FILTERS
 from jinja2.tests import TESTS
 
+from dotscli.models import template_limits
 from dotscli.models.template import DOTS1_TEMPLATE, segments
+from dotscli.models.template_limits import MAX_SECONDS
 from tests.fuzz.mutate import damaged, length, pick, text
-from tests.fuzz.target import Target, WrongResult, refusals
+from tests.fuzz.target import Target, WrongResult, in_full, refusals
 
 MESSAGES = (
     {"role": "system", "content": "You are helpful."},
@@ -22,6 +24,7 @@ MESSAGES = (
     {"role": "user", "content": "and again"},
 )
 MAX_TEXT = 64 << 20
+HURRIED_SECONDS = 0.5
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m['content']|trim + "
     "'<|im_end|>\\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
@@ -77,6 +80,8 @@ class Template(Target):
         return body.encode("utf-8", "replace")
 
     def run(self, data: bytes) -> None:
+        short = self.hurried and not in_full(data)
+        template_limits.MAX_SECONDS = HURRIED_SECONDS if short else MAX_SECONDS
         with refusals():
             found = segments(data.decode("utf-8", "replace"), MESSAGES, eos_token="<|e|>")
             if found is not None and sum(len(segment.text) for segment in found) > MAX_TEXT:
