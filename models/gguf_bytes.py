@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -83,7 +82,7 @@ class ByteReader:
         TooShortError: by every method, beyond the end of data but not of the file.
     """
 
-    def __init__(self, data: bytes | mmap.mmap, path: Path, size: int | None = None) -> None:
+    def __init__(self, data: bytes, path: Path, size: int | None = None) -> None:
         self._data = data
         self.path = path
         self.size = len(data) if size is None else size

@@ -35,20 +35,15 @@ def other_kind(path: Path) -> str:
     return next((name for matches, name in _KINDS if matches(mode)), "no regular file")
 
 
-def check_replaceable(path: Path, option: str = "--output") -> None:
+def check_replaceable(path: Path, hint: str = "name a file with --output") -> None:
     """Refuse an output that is neither a new name nor a regular file.
-
-    Args:
-        option: what names another one.
 
     Raises:
         DotsError: a folder, device, FIFO or socket, or a link that leads nowhere.
     """
     kind = other_kind(path)
     if kind:
-        raise DotsError(
-            f"{path} is {kind}: only a regular file is replaced", hint=f"name a file with {option}"
-        )
+        raise DotsError(f"{path} is {kind}: only a regular file is replaced", hint=hint)
 
 
 def check_regular(path: Path, hint: str = "") -> None:

@@ -313,7 +313,7 @@ def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
 def test_inspect_a_config_alone() -> None:
     text = dots("inspect", Path(__file__).parent / "data" / "dots.llm1.inst").stdout
     assert "num_hidden_layers  " in text
-    assert "n_layers" not in text
+    assert "  n_layers" not in text  # our own word for it
     assert "As q4 it would take" in text
 
 

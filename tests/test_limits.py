@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,34 +71,43 @@ def test_a_gguf_header_without_end(tmp_path: Path) -> None:
 
 
 PEAK = """
-    import resource, sys
+    import sys
     from pathlib import Path
     from dotscli.models.json_file import read_object
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    def peak():  # ru_maxrss would begin with what the parent had
+        return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+
+    before = peak()
     read_object(Path(sys.argv[1]))
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+    print((peak() - before) // 1024)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in KiB there")
-@pytest.mark.parametrize("shape", ["index", "lists"])
-def test_at_the_limits_json_takes_less_than_500_mb(shape: str, tmp_path: Path) -> None:
+def large_index() -> str:
+    """As many entries as are allowed, every key and value another, filling the size allowed."""
+    width = ((MAX_JSON_NBYTES - 100) // (MAX_VALUES - 1) - 6) // 2
+    pairs = (f'"{n:0{width}d}":"{n:0{width}x}"' for n in range(MAX_VALUES - 2))
+    return "{" + ",".join(pairs) + "}"
+
+
+def large_lists() -> str:
+    """Lists of one string each, in a text whose characters take four bytes."""
+    return '{"a":[' + f'["é{"x" * 54}"],' * (MAX_VALUES // 2 - 4) + '"😀"]}'
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
+@pytest.mark.parametrize("make", [large_index, large_lists])
+def test_at_the_limits_json_takes_less_than_500_mb(make: Callable[[], str], tmp_path: Path) -> None:
     """An index of 90 MB once took 2.5 GB."""
     path = tmp_path / "large.json"
-    if shape == "index":  # every key and value another string, as long as the size allows
-        width = (MAX_JSON_NBYTES - 100) // (MAX_VALUES - 1) - 6
-        half = width // 2
-        pairs = (f'"{n:0{half}d}":"{n:0{half}x}"' for n in range(MAX_VALUES - 2))
-        path.write_text("{" + ",".join(pairs) + "}")
-    else:
-        path.write_text('{"a":[' + '["é"],' * (MAX_VALUES // 2 - 4) + '"😀"]}')
-    assert path.stat().st_size <= MAX_JSON_NBYTES
+    path.write_text(make(), encoding="utf-8")
+    assert 0.9 * MAX_JSON_NBYTES < path.stat().st_size <= MAX_JSON_NBYTES
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(PEAK), str(path)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip
-    assert int(done.stdout) < 500
+    assert 100 < int(done.stdout) < 500
 
 
 def test_the_real_models_files_are_far_within(tmp_path: Path) -> None:
@@ -133,7 +143,8 @@ def test_memory_that_runs_out_is_one_line(
         assert out.exists()
     else:
         assert done.returncode == 1, done.stderr
-        assert done.stderr.count("error:") == 1
+        # numpy's OpenBLAS has a line and an exit of its own
+        assert done.stderr.count("\nerror: ") + done.stderr.startswith(("error", "OpenBLAS")) == 1
 
 
 def test_memory_that_runs_out_in_a_thread_keeps_the_work(

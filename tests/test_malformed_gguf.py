@@ -342,9 +342,10 @@ def test_a_name_that_comes_twice(tmp_path: Path, first: bytes, second: bytes) ->
 
 
 def test_a_folder_and_a_missing_file_are_explained(tmp_path: Path) -> None:
-    for path in (tmp_path, tmp_path / "no.gguf"):
-        with pytest.raises(DotsError, match="cannot be read"):
-            read_gguf(path)
+    with pytest.raises(DotsError, match="is a folder, not a file"):
+        read_gguf(tmp_path)
+    with pytest.raises(DotsError, match="cannot be read"):
+        read_gguf(tmp_path / "no.gguf")
 
 
 @settings(

@@ -17,6 +17,7 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.convert import Event, Finished, Progress, Started, TensorDone
+from dotscli.quantize.output.part_file import PART_MAGIC
 from dotscli.quantize.recipe.presets import PRESETS, Preset
 from tests import reference, tiny
 
@@ -188,8 +189,9 @@ def test_header_is_read_by_others(tiny_checkpoint: Path, tmp_path: Path) -> None
 
 
 def test_a_part_without_a_journal_is_replaced(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """If it is ours; tests/test_foreign_work.py has those that aren't."""
     out = tmp_path / "o.gguf"
-    out.with_name("o.gguf.part").write_bytes(b"left over" * 1_000_000)
+    out.with_name("o.gguf.part").write_bytes(PART_MAGIC + b"left over" * 1_000_000)
     make(tiny_checkpoint, out, "q4_0")
     assert [path.name for path in tmp_path.iterdir()] == ["o.gguf"]
     assert out.read_bytes() == make(tiny_checkpoint, tmp_path / "p.gguf", "q4_0").read_bytes()
@@ -264,6 +266,8 @@ def test_full_disk_is_known_before_the_first_byte(
     [
         ({"threads": -1}, "--threads -1"),
         ({"max_memory": 1 << 20}, "too little memory"),
+        ({"max_memory": 0}, "--max-memory is 0 bytes"),
+        ({"split_max_size": -1}, "--split-max-size is -1 bytes"),
         ({"type": "q9"}, "unknown type q9"),
         ({"tensor_types": ["ffn_dwon=q8_0"]}, "matches no tensor"),
     ],

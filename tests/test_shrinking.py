@@ -15,12 +15,16 @@ from dotscli.errors import DotsError
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.against import compare
 from dotscli.quantize.convert import Event, TensorDone
+from dotscli.quantize.imatrix.importance import load_importance
 from dotscli.quantize.source import opened
 from dotscli.quantize.source.opened import OpenFiles
 from dotscli.quantize.verify import verify
 from tests import tiny
 from tests.test_resume import go_on, resumed
 from tests.transcript import dots
+
+DATA = Path(__file__).parent / "data" / "imatrix"
+UP = "blk.1.ffn_up_exps.weight"
 
 
 def n_open() -> int:
@@ -87,3 +91,22 @@ def test_more_files_than_may_be_open(tmp_path: Path, monkeypatch: pytest.MonkeyP
     paths[4].unlink()
     with pytest.raises(DotsError, match="can't be read at byte 0: No such file"):
         files.read(paths[4], 0, 1)
+
+
+def test_an_importance_matrix_that_is_cut_after_it_was_read(tmp_path: Path) -> None:
+    """Its values are used row by row, long after they were checked."""
+    for name in ("small.imatrix.gguf", "small.imatrix.dat"):
+        path = Path(shutil.copy(DATA / name, tmp_path))
+        matrix = load_importance(path)
+        before = matrix.row(UP, 7)
+        os.truncate(path, 0)
+        assert before is not None
+        assert (matrix.row(UP, 7) == before).all()
+
+
+def test_a_matrix_of_a_terabyte_is_refused(tmp_path: Path) -> None:
+    for name in ("small.imatrix.gguf", "small.imatrix.dat"):
+        path = Path(shutil.copy(DATA / name, tmp_path))
+        os.truncate(path, 1 << 40)
+        with pytest.raises(DotsError, match="too many for an importance matrix"):
+            load_importance(path)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import termios
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -21,7 +20,6 @@ from dotscli.engine.rpc import server as rpc_server
 from dotscli.engine.rpc.connections import limit_waits
 from dotscli.engine.rpc.greeting import greet, protocol_version
 from dotscli.errors import DotsError
-from dotscli.terminal.terminal import Terminal
 from tests.transcript import command, dots, dots_process, environment, on_a_terminal
 from tests.workers import Worker, running_worker
 
@@ -307,17 +305,23 @@ def test_a_build_without_rpc_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_an_open_port_is_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    @contextmanager
-    def ended(*_: object) -> Iterator[threading.Thread]:
-        yield threading.Thread()
+    class Ended(rpc_server.Server):
+        def __init__(self, *_: object) -> None:
+            self.address = host, 50052
+            self.devices = []
 
-    monkeypatch.setattr(rpc_server, "free_address", lambda host, port: (host, port))
-    monkeypatch.setattr(rpc_server, "serving", ended)
-    monkeypatch.setattr(Terminal, "shut_out_c", lambda self: None)
+        def run(self, *_: object) -> NoReturn:
+            raise DotsError("has ended")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(rpc_server, "listen", lambda host, port: nullcontext())
+    monkeypatch.setattr(rpc_server, "Server", Ended)
     for host, warned in (("127.0.0.1", False), ("0.0.0.0", True), ("10.0.0.7", True)):
         done = dots("worker", "--host", host)
         assert ("no password and no encryption" in done.stderr) == warned
-        assert "ended by itself" in done.stderr
+        assert "has ended" in done.stderr
 
 
 def test_the_cache_has_a_folder_of_its_own(tmp_path: Path) -> None:
@@ -325,15 +329,3 @@ def test_the_cache_has_a_folder_of_its_own(tmp_path: Path) -> None:
         folder = Path(worker.facts["cache"])
         assert folder.is_dir()
         assert tmp_path in folder.parents
-
-
-def test_what_c_prints_does_not_reach_the_answer() -> None:
-    read, write = os.pipe()
-    with os.fdopen(write, "w", encoding="utf-8") as stream:
-        terminal = Terminal(stream, stream, stream)
-        terminal.shut_out_c()
-        os.write(write, b"Starting RPC server\n")
-        terminal.write("answer\n")
-        terminal.stdout.close()
-    with os.fdopen(read, "rb") as pipe:
-        assert pipe.read() == b"answer\n"

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dotscli import catalog
 from dotscli.errors import DotsError
 from dotscli.folders import cache_folder, models_folder
+from dotscli.models.regular_file import check_replaceable
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
@@ -53,6 +54,7 @@ def nano_model(terminal: Terminal) -> Path:
     from dotscli.quantize import quantize_checkpoint
     from dotscli.quantize.convert import Progress
 
+    check_replaceable(path, hint="set XDG_CACHE_HOME to another folder")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as building:

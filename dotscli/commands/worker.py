@@ -1,15 +1,16 @@
 """`dots worker`: offers this machine's devices to `--rpc` on others, until it is ended.
 
-llama.cpp's RPC server does the work. It has no authentication, so it listens on the loopback
-interface unless told otherwise.
+llama.cpp's RPC server does the work, behind `dotscli.engine.rpc.server`. It has no authentication,
+so it listens on the loopback interface unless told otherwise.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
-import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,63 +21,80 @@ from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 
 if TYPE_CHECKING:
-    from dotscli.engine import Device
+    from dotscli.engine.rpc.server import Server
 
-LOOK_S = 1.0  # how often who is connected is looked at
+BURST = 200  # lines about clients that may come at once
+LINES_PER_S = 1.0  # and after that: a client that is cut off again and again fills no disk
 
 
 def worker(terminal: Terminal, flags: WorkerFlags, as_json: bool) -> None:
     """Serve until Ctrl-C or SIGTERM.
 
     Raises:
-        DotsError: it can't start, or llama.cpp's server has ended by itself.
+        DotsError: it can't start, or llama.cpp's server doesn't any more.
     """
-    from dotscli.engine import say_at_abort
     from dotscli.engine.options import usable_cores
     from dotscli.engine.rpc.client import rpc_function
-    from dotscli.engine.rpc.server import free_address, offered_devices, serving
+    from dotscli.engine.rpc.server import Server, listen
 
     rpc_function("ggml_backend_rpc_start_server")  # without RPC nothing else matters
-    devices = offered_devices(flags.device or ())
-    address = free_address(flags.host, flags.port)
     n_threads = flags.threads or usable_cores()
     cache = _cache(terminal) if flags.cache else None
-    terminal.shut_out_c()
-    say_at_abort(lambda error: terminal.last_words(error.message, error.hint))
-    try:
-        with serving(address, devices, n_threads, cache) as server:
-            if as_json:
-                terminal.json(_facts(address, devices, n_threads, cache))
-            else:
-                _show(terminal, address, devices, cache)
-            if not ipaddress.ip_address(address[0]).is_loopback:
-                terminal.warn(
-                    "whoever reaches this address can use this machine and read what others "
-                    "compute on it: there is no password and no encryption"
-                )
-            terminal.note("Ctrl-C ends it")
-            _watch(terminal, server, address[1])
-    except KeyboardInterrupt:
-        terminal.interrupted()
-        terminal.end_line()
-        raise
-    raise DotsError("llama.cpp's server has ended by itself", hint="start it again")
+    with (
+        listen(flags.host, flags.port) as listener,
+        closing(Server(listener, flags.device or (), n_threads, cache)) as server,
+    ):
+        if as_json:
+            terminal.json(_facts(server, n_threads, cache))
+        else:
+            _show(terminal, server, cache)
+        if not ipaddress.ip_address(server.address[0]).is_loopback:
+            terminal.warn(
+                "whoever reaches this address can use this machine and read what others "
+                "compute on it: there is no password and no encryption"
+            )
+        terminal.note("Ctrl-C ends it")
+        seldom = Seldom(BURST, LINES_PER_S)
+        try:
+            server.run(seldom.passing(terminal.note), seldom.passing(terminal.warn))
+        except KeyboardInterrupt:
+            terminal.interrupted()
+            terminal.end_line()
+            raise
 
 
-def _watch(terminal: Terminal, server: threading.Thread, port: int) -> None:
-    """Says who comes and goes, for as long as the server runs."""
-    from dotscli.engine.rpc.connections import clients, limit_waits
+class Seldom:
+    """Lets lines through for as long as they don't come too fast; says how many it has dropped.
 
-    known: set[tuple[str, int]] = set()
-    while server.is_alive():
-        now = set(clients(port))
-        for client in now - known:
-            limit_waits(client)
-            terminal.note(f"{client[0]} is connected")
-        for client in known - now:
-            terminal.note(f"{client[0]} has left")
-        known = now
-        server.join(LOOK_S)
+    Args:
+        burst: so many at once.
+        lines_per_s: so many in the long run.
+    """
+
+    def __init__(self, burst: int, lines_per_s: float) -> None:
+        self._burst = burst
+        self._lines_per_s = lines_per_s
+        self._left = float(burst)
+        self._at = time.monotonic()
+        self._n_dropped = 0
+
+    def passing(self, say: Callable[[str], None]) -> Callable[[str], None]:
+        """`say`, but not too often."""
+
+        def say_seldom(line: str) -> None:
+            now = time.monotonic()
+            self._left = min(self._burst, self._left + (now - self._at) * self._lines_per_s)
+            self._at = now
+            if self._left < 1:
+                self._n_dropped += 1
+                return
+            self._left -= 1
+            if self._n_dropped:
+                line = f"{line} (and {self._n_dropped} more lines like this)"
+                self._n_dropped = 0
+            say(line)
+
+        return say_seldom
 
 
 def _cache(terminal: Terminal) -> Path:
@@ -93,38 +111,31 @@ def _cache(terminal: Terminal) -> Path:
     return folder
 
 
-def _facts(
-    address: tuple[str, int], devices: Sequence[Device], n_threads: int, cache: Path | None
-) -> dict[str, object]:
+def _facts(server: Server, n_threads: int, cache: Path | None) -> dict[str, object]:
     from dotscli.engine.rpc.greeting import protocol_version
 
     return {
-        "address": f"{address[0]}:{address[1]}",
+        "address": f"{server.address[0]}:{server.address[1]}",
         "protocol": protocol_version(),
-        "devices": [
-            {
-                "name": device.name,
-                "type": device.type,
-                "description": device.description,
-                "free_bytes": device.free_bytes,
-                "total_bytes": device.total_bytes,
-            }
-            for device in devices
-        ],
+        "devices": server.devices,
         "threads": n_threads,
         "cache": str(cache) if cache else None,
     }
 
 
-def _show(
-    terminal: Terminal, address: tuple[str, int], devices: Sequence[Device], cache: Path | None
-) -> None:
+def _show(terminal: Terminal, server: Server, cache: Path | None) -> None:
     rows = [
-        (d.name, d.type, format_bytes(d.free_bytes), format_bytes(d.total_bytes), d.description)
-        for d in devices
+        (
+            device["name"],
+            device["type"],
+            format_bytes(device["free_bytes"]),
+            format_bytes(device["total_bytes"]),
+            device["description"],
+        )
+        for device in server.devices
     ]
     terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
-    ip, port = address
+    ip, port = server.address
     local = ipaddress.ip_address(ip).is_loopback
     name = socket.gethostname()
     there = name if ip == "0.0.0.0" else ip

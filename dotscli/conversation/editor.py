@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from dotscli.conversation.slash import COMMANDS
 from dotscli.folders import state_folder
+from dotscli.models.regular_file import other_kind
 from dotscli.terminal.terminal import Terminal
 
 if TYPE_CHECKING:
@@ -176,6 +177,8 @@ def _history(terminal: Terminal) -> Any:
     from prompt_toolkit.history import FileHistory, InMemoryHistory
 
     path = state_folder(terminal.environ) / "history"
+    if other_kind(path):
+        return InMemoryHistory()
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_APPEND, 0o600))

@@ -113,6 +113,7 @@ class Grammar:
         """
         _check_length("the grammar", text)
         self._number = next(_numbers)
+        self._chosen: list[int] = []
         path = str(model.absolute())
         _ask("the grammar", VOCABULARY_SECONDS, do="vocabulary", model=path)
         _ask(
@@ -121,29 +122,29 @@ class Grammar:
             closed=[_closed.popleft() for _ in range(len(_closed))],
         )  # fmt: skip
 
-    def take(self, token: int) -> bool:
-        """Whether the grammar allows the token next; if so, it is part of the answer now.
+    def take(self, token: int) -> np.ndarray | None:
+        """None if the grammar allows the token next: it is part of the answer then.
+
+        Else which tokens it allows: bool (n_vocab,). One of them goes to `chosen`.
 
         Raises:
             DotsError: it takes too long or too much memory to say.
         """
-        return bool(self._ask("take", token=token))
-
-    def allowed(self) -> np.ndarray:
-        """Which tokens the grammar allows next: bool (n_vocab,).
-
-        Raises:
-            DotsError: as `take`.
-        """
+        question = {"do": "take", "number": self._number, "token": token, "chosen": self._chosen}
+        self._chosen = []
+        answer = _ask("the grammar", MAX_SECONDS, **question)
+        if answer is None:
+            return None
         import numpy as np
 
-        bits = base64.b64decode(self._ask("allowed"))
+        bits = base64.b64decode(answer)
         n_vocab = int.from_bytes(bits[:4], "little")
         return np.unpackbits(np.frombuffer(bits[4:], np.uint8), count=n_vocab).astype(bool)
+
+    def chosen(self, token: int) -> None:
+        """Makes an allowed token part of the answer. The child hears of it with the next one."""
+        self._chosen.append(token)
 
     def close(self) -> None:
         """It is not needed any more. Asks nothing: it may be called when garbage is collected."""
         _closed.append(self._number)
-
-    def _ask(self, do: str, **question: Any) -> Any:
-        return _ask("the grammar", MAX_SECONDS, do=do, number=self._number, **question)

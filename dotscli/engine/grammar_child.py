@@ -39,17 +39,23 @@ class _Followed:
         self._refused = refused
         self._sampler = _parsed(text, vocabulary.handle)
 
-    def take(self, token: int) -> bool:
+    def take(self, token: int, chosen: list[int]) -> str | None:
+        """None if a token comes next, else which could, after those that were chosen."""
+        for before in chosen:
+            self._api.llama_sampler_accept(self._sampler, before)
+        if not self._may_come(token):
+            return self._allowed()
+        self._api.llama_sampler_accept(self._sampler, token)
+        return None
+
+    def _may_come(self, token: int) -> bool:
         if not 0 <= token < self._n_tokens or token in self._refused:
             return False
         one = self._api.llama_token_data(token, 1.0, 0.0)
         self._apply(ctypes.pointer(one), 1)
-        if one.logit != 1.0:
-            return False
-        self._api.llama_sampler_accept(self._sampler, token)
-        return True
+        return bool(one.logit == 1.0)
 
-    def allowed(self) -> str:
+    def _allowed(self) -> str:
         import numpy as np
 
         records = np.zeros(self._n_tokens, dtype=[("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
@@ -95,9 +101,7 @@ def _answer(question: Any) -> Any:
             vocabulary = _vocabulary(question["model"])
             _open[number] = _Followed(question["text"], vocabulary, question["refused"])
         case "take":
-            return _followed(number).take(question["token"])
-        case "allowed":
-            return _followed(number).allowed()
+            return _followed(number).take(question["token"], question["chosen"])
     return None
 
 

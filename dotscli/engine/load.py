@@ -115,7 +115,7 @@ def _check_trace(path: Path, choice: HotChoice | None) -> None:
             "what is routed can be traced with hot experts only",
             hint="--hot 1M --hot-device CPU has them on any machine",
         )
-    check_replaceable(path, "--heat-trace")
+    check_replaceable(path, hint="name a file with --heat-trace")
     if path.exists():
         raise DotsError(f"{path} exists already", hint="name another file for the trace")
 

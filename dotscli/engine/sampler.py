@@ -13,13 +13,16 @@ import ctypes
 import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.decode import not_numbers
 from dotscli.engine.grammar import Grammar
 from dotscli.engine.lib import llama
 from dotscli.engine.sampling import Sampling
 from dotscli.errors import DotsError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 def nothing_allowed() -> DotsError:
@@ -83,10 +86,10 @@ class Sampler:
         if self._grammar is None:
             return int(self._api.llama_sampler_sample(self._chain, self._context, -1))
         token = self._sample_freely()
-        if not self._grammar.take(token):
-            token = self._sample_allowed(self._grammar)
-            if not self._grammar.take(token):
-                raise nothing_allowed()
+        allowed = self._grammar.take(token)
+        if allowed is not None:
+            token = self._sample_of(allowed)
+            self._grammar.chosen(token)
         self._api.llama_sampler_accept(self._chain, token)
         return token
 
@@ -112,14 +115,17 @@ class Sampler:
     def _sample_freely(self) -> int:
         return self._apply_chain(self._candidates())
 
-    def _sample_allowed(self, grammar: Grammar) -> int:
+    def _sample_of(self, allowed: np.ndarray) -> int:
         import numpy as np
 
         records = self._candidates()
-        records["logit"][~grammar.allowed()] = -np.inf
+        records["logit"][~allowed] = -np.inf
         if np.isneginf(records["logit"]).all():
             raise nothing_allowed()
-        return self._apply_chain(records)
+        token = self._apply_chain(records)
+        if not allowed[token]:
+            raise nothing_allowed()  # the grammar's process would abort
+        return token
 
     def _apply_chain(self, records: Any) -> int:
         array = self._array(records)

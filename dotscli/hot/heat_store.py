@@ -72,7 +72,7 @@ def write_json(document: object, path: Path, what: str) -> None:
         DotsError: if the folder can't be written to.
     """
     name = ""
-    check_replaceable(path)
+    check_replaceable(path, hint="move it away")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:

@@ -61,7 +61,7 @@ def too_long(origin: str) -> DotsError:
     """What to say of a text beyond the limit."""
     return DotsError(
         f"{origin} is longer than {MAX_TEXT_NBYTES >> 20} MiB, the most that is read as text",
-        hint=f"give a part of it: head -c {MAX_TEXT_NBYTES >> 20}M FILE",
+        hint=f"give a part of it: head -c {MAX_TEXT_NBYTES >> 20}M FILE > PART",
     )
 
 

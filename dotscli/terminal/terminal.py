@@ -115,12 +115,6 @@ class Terminal(Input):
             reason = error.strerror or str(error)
             raise OutputError(f"the output can't be written: {reason}") from error
 
-    def shut_out_c(self) -> None:
-        """Moves the answer to a descriptor of its own: what C libraries print goes nowhere."""
-        descriptor = self.stdout.fileno()
-        self.stdout = os.fdopen(os.dup(descriptor), "w", encoding="utf-8", newline="")
-        to_nowhere(descriptor)
-
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
         if not self._at_line_start:

@@ -11,7 +11,6 @@ nothing in them is taken on trust. What the values are for is not known here.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from dotscli.quantize.plan import aligned
 from dotscli.quantize.types import F32
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+_MAX_NBYTES = 1 << 30  # that of dots.llm1 has 300 MB
 _MAX_TEXT = 1 << 16
 
 Floats = NDArray[np.float32]
@@ -66,7 +66,7 @@ class ImatrixFile:
 
 
 def read_imatrix(path: Path) -> ImatrixFile:
-    """Map and check an importance matrix of either form.
+    """Read and check an importance matrix of either form.
 
     Raises:
         DotsError: it is none, it ends early, has sums without counts or another type than F32, or
@@ -76,8 +76,11 @@ def read_imatrix(path: Path) -> ImatrixFile:
     try:
         with path.open("rb") as file:
             magic = file.read(4)
+            nbytes = os.fstat(file.fileno()).st_size
     except OSError as error:
         raise DotsError(f"{path} can't be read: {error.strerror or error}") from None
+    if nbytes > _MAX_NBYTES:
+        raise DotsError(f"{path} has {nbytes} bytes, too many for an importance matrix")
     found = _read_gguf_form(path) if magic == b"GGUF" else _read_legacy(path)
     for name, entry in found.entries.items():
         for values in (entry.sums, entry.counts):
@@ -165,19 +168,24 @@ def _entry(gguf: GgufFile, sums: GgufTensor, counts: GgufTensor) -> Entry:
 def _tensor(gguf: GgufFile, tensor: GgufTensor) -> Floats:
     if tensor.type_id != F32.id or not 1 <= len(tensor.shape) <= 2:
         raise DotsError(f"{gguf.path}: {tensor.name} is no F32 matrix")
-    shape = (tensor.shape[1] if len(tensor.shape) == 2 else 1, tensor.shape[0])
-    return _mapped(gguf.path, gguf.data_offset + tensor.offset, shape)
+    try:
+        with gguf.path.open("rb") as file:
+            file.seek(gguf.data_offset + tensor.offset)
+            data = file.read(tensor.nbytes)
+    except OSError as error:
+        raise DotsError(f"{gguf.path} can't be read: {error.strerror or error}") from None
+    if len(data) < tensor.nbytes:
+        raise DotsError(f"{gguf.path} became shorter while it was being read")
+    values: Floats = np.frombuffer(data, "<f4").reshape(-1, tensor.shape[0])
+    return values
 
 
 def _read_legacy(path: Path) -> ImatrixFile:
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size == 0:
-            raise DotsError(f"{path} is empty")
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse_legacy(ByteReader(data, path), path)
-
-
-def _parse_legacy(reader: ByteReader, path: Path) -> ImatrixFile:
+        data = file.read(_MAX_NBYTES)
+    if not data:
+        raise DotsError(f"{path} is empty")
+    reader = ByteReader(data, path)
     n_entries = _count(reader, "the number of entries", 1, MAX_TENSORS)
     entries: dict[str, Entry] = {}
     for number in range(n_entries):
@@ -192,7 +200,8 @@ def _parse_legacy(reader: ByteReader, path: Path) -> ImatrixFile:
         reader.position += 4 * n_values
         # Without a count the values are quotients already, as llama-quantize reads them.
         counts = np.array([max(n_chunks, 1)], np.float32)
-        entries[name] = Entry(_mapped(path, start, (1, n_values)), counts)
+        sums = np.frombuffer(data, "<f4", n_values, start).reshape(1, -1)
+        entries[name] = Entry(sums, counts)
     entries = _by_expert(entries)
     if reader.position == reader.size:
         return ImatrixFile(entries, (), 0, is_legacy=True)
@@ -234,8 +243,3 @@ def _count(reader: ByteReader, what: str, least: int, most: int) -> int:
 def _text(reader: ByteReader, what: str, longest: int) -> str:
     length = _count(reader, f"the length of {what}", 0, longest)
     return reader.take(length, what).decode("utf-8", "replace")
-
-
-def _mapped(path: Path, offset: int, shape: tuple[int, int]) -> Floats:
-    values: Floats = np.memmap(path, np.dtype("<f4"), mode="r", offset=offset, shape=shape)
-    return values

@@ -2,8 +2,8 @@
 
 A column's weight is its mean square over the tokens that a matrix saw. An expert that saw few has
 its row blended when it is read (`ImportanceMatrix.row`); the file keeps what was measured. A row of
-zeros would make the quantizers write a dead expert, so such rows are replaced, and said. Values
-stay in the mapped file until an expert is quantized. How they are collected is not known here.
+zeros would make the quantizers write a dead expert, so such rows are replaced, and said. How they
+are collected is not known here.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class ImportanceMatrix:
 
 
 def load_importance(path: Path, thin_tokens: int = THIN_TOKENS) -> ImportanceMatrix:
-    """Map and check an importance matrix in llama.cpp's GGUF or .dat form.
+    """Read and check an importance matrix in llama.cpp's GGUF or .dat form.
 
     Args:
         thin_tokens: as in `ImportanceMatrix`.

@@ -159,7 +159,7 @@ class Calibration:
 
         from dotscli.quantize.imatrix.file import read_imatrix
 
-        check_replaceable(self.part)
+        check_replaceable(self.part, hint="move it away")
         kept: ImatrixFile | None = None
         with contextlib.suppress(DotsError):
             kept = read_imatrix(self.part)

@@ -47,7 +47,7 @@ def check_place(
         raise DotsError(f"{folder} is no folder", hint=f"create it, or choose another {option}")
     inputs = tuple(inputs)
     for target in names:
-        check_replaceable(target, option)
+        check_replaceable(target, hint=f"name a file with {option}")
         for source in inputs:
             if target.exists() and source.exists() and target.samefile(source):
                 raise DotsError(

@@ -22,7 +22,7 @@ def write_whole(path: Path, pieces: Iterable[bytes]) -> None:
     """
     check_replaceable(path)
     new = path.with_name(f".{path.name}.dots-new")  # what a killed run has left there is replaced
-    check_replaceable(new)
+    check_replaceable(new, hint="move it away")
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
     try:
         fd = os.open(new, flags, 0o666)

@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from random import Random
 
@@ -46,7 +47,7 @@ class Journal(Target):
     def prepare(self) -> None:
         folder = tiny.write_checkpoint(self.valid / "in", n_shards=1, **SIZES)
         (self.valid / "left").mkdir()
-        self._quantize(folder, self.valid / "whole.gguf")
+        self._quantize(folder, self.valid / "whole.gguf", None, [])
         # The output of the interrupted run has the same name, on which the journal depends.
         events = quantize_checkpoint(
             folder, self.valid / "left" / "o.gguf", TYPE, threads=1,
@@ -63,7 +64,7 @@ class Journal(Target):
         left = self.valid / "left"
         self.whole = (self.valid / "whole.gguf").read_bytes()
         self.part = (left / "o.gguf.part").read_bytes()
-        self.values: dict[bytes, bytes] = {}
+        self.values = {b"@mark@": b"@mark@"}  # it stands until the line is complete
         self.lines = [
             self._with_places(line.partition(b" ")[2], number)
             for number, line in enumerate((left / "o.gguf.part.journal").read_bytes().splitlines())
@@ -102,35 +103,32 @@ class Journal(Target):
             (folder / "r.json").write_bytes(b"{}")
         kept = {path: path.read_bytes() for path in folder.iterdir()}
         report = folder / "r.json" if b"report" in options else None
+        foreign = any(content.startswith(FOREIGN) for content in kept.values())
         try:
-            self._quantize(self.valid / "in", out, report, b"restart" in options)
+            self._quantize(self.valid / "in", out, report, options)
         except DotsError as error:
             check_words(error)
-            self._check_foreign(kept)
-            if not any(data.startswith(FOREIGN) for data in kept.values()):
-                self._quantize(self.valid / "in", out, report, restart=True)
-        self._check_foreign(kept)
-        if not any(data.startswith(FOREIGN) for data in kept.values()):
-            if out.read_bytes() != self.whole:
-                raise WrongResult("resuming gives another file than a run without interruption")
-            if report:
-                read_report(report)
+            if not foreign:
+                self._quantize(self.valid / "in", out, report, [b"restart", b"named"])
+        if not foreign:
+            self._check_output(out, report)
+        elif b"restart" not in options:  # which may throw away what is in the way
+            _check_foreign(kept)
+
+    def _check_output(self, out: Path, report: Path | None) -> None:
+        if out.read_bytes() != self.whole:
+            raise WrongResult("resuming gives another file than a run without interruption")
+        if report:
+            read_report(report)
 
     @staticmethod
-    def _check_foreign(kept: dict[Path, bytes]) -> None:
-        for path, data in kept.items():
-            if data.startswith(FOREIGN) and (not path.exists() or path.read_bytes() != data):
-                raise WrongResult(f"a file of another program is lost ({path.suffix[1:]})")
-
-    @staticmethod
-    def _quantize(
-        folder: Path, out: Path, report: Path | None = None, restart: bool = False
-    ) -> None:
+    def _quantize(folder: Path, out: Path, report: Path | None, options: Sequence[bytes]) -> None:
         list(
             quantize_checkpoint(
-                folder, out, TYPE, threads=1, report=report, restart=restart, force=True
+                folder, out, TYPE, threads=1, report=report, restart=b"restart" in options,
+                force=report is not None or b"named" in options,
             )
-        )
+        )  # fmt: skip
 
     def _with_places(self, line: bytes, number: int) -> str:
         """A line of the journal, its hashes replaced by placeholders."""
@@ -179,6 +177,12 @@ class Journal(Target):
         return bytes(part)
 
 
+def _check_foreign(kept: Mapping[Path, bytes]) -> None:
+    for path, data in kept.items():
+        if data.startswith(FOREIGN) and (not path.exists() or path.read_bytes() != data):
+            raise WrongResult(f"a file of another program is lost ({path.suffix[1:]})")
+
+
 def marked(line: bytes) -> bytes:
     """A line with its checksum in the place of @mark@."""
     mark, _, text = line.partition(b" ")
@@ -192,7 +196,7 @@ def _line_spoiled(rng: Random, lines: list[bytes]) -> list[bytes]:
     at = 0 if rng.random() < 0.1 else rng.randrange(len(lines))
     try:
         new = spoiled(rng, lines[at].decode(), HUGE_ONCE_IN)
-    except ValueError:  # it was spoiled before
+    except (ValueError, RecursionError):  # it was spoiled before
         new = damaged(rng, lines[at])
     return [*lines[:at], new, *lines[at + 1 :]]
 

@@ -40,32 +40,30 @@ def limit_waits(peer: Address, *, silence_s: int | None = None) -> None:
         if connection.raddr != peer:
             continue
         with socket.socket(fileno=os.dup(connection.fd)) as ours:
-            ours.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            for name, value in KEEPALIVE.items():
-                if (option := getattr(socket, name, None)) is not None:
-                    ours.setsockopt(socket.IPPROTO_TCP, option, value)
-            if hasattr(socket, "TCP_USER_TIMEOUT"):
-                ours.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
+            notice_loss(ours)
             if silence_s is not None and os.name == "posix":
                 for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
                     ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", silence_s, 0))
 
 
-def clients(port: int) -> dict[Address, int]:
-    """Who is connected to a port that this process listens on, with the descriptor of each."""
-    return {
-        (c.raddr.ip, c.raddr.port): c.fd
-        for c in connections()
-        if c.laddr.port == port and c.status not in ("LISTEN", "NONE")
-    }
+def notice_loss(connection: socket.socket) -> None:
+    """A peer that vanished without a word ends the connection within half a minute."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if (option := getattr(socket, name, None)) is not None:
+            connection.setsockopt(socket.IPPROTO_TCP, option, value)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNACKNOWLEDGED_MS)
 
 
-def is_listening(port: int) -> bool:
-    """Whether this process takes connections there."""
-    return any(c.laddr.port == port and c.status == "LISTEN" for c in connections())
+def listening_ports() -> list[int]:
+    """The ports on which this process takes connections."""
+    return [c.laddr.port for c in connections() if c.status == "LISTEN"]
 
 
-def hang_up(descriptor: int) -> None:
-    """Ends a connection under llama.cpp, which notices and closes it."""
-    with socket.socket(fileno=os.dup(descriptor)) as ours, suppress(OSError):
-        ours.shutdown(socket.SHUT_RDWR)
+def hang_up(peer: Address) -> None:
+    """Ends every connection with that peer under llama.cpp, which notices."""
+    for connection in connections():
+        if connection.raddr == peer:
+            with socket.socket(fileno=os.dup(connection.fd)) as ours, suppress(OSError):
+                ours.shutdown(socket.SHUT_RDWR)

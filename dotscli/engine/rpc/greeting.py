@@ -2,7 +2,7 @@
 
 llama.cpp aborts the process when the other side is no worker or one of another version, and waits
 for ever when it says nothing. So greeting and number of devices are exchanged here first, within a
-time limit: commands 14 and 15 of ggml-rpc.cpp. Nothing that comes back is taken on trust.
+time limit. Nothing that comes back is taken on trust.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ from pathlib import Path
 
 from dotscli.engine.lib import llama
 from dotscli.engine.rpc.connections import Address
+from dotscli.engine.rpc.messages import (
+    CAPABILITIES,
+    COUNT,
+    DEVICE_COUNT,
+    HELLO,
+    REQUEST,
+    WELCOME,
+)
 from dotscli.errors import DotsError, ExitStatus
 
 START_HINT = "start one there with: dots worker"
 TIMEOUT_S = 5.0
 MAX_DEVICES = 16
-HELLO, DEVICE_COUNT = 14, 15  # enum rpc_cmd
-REQUEST = struct.Struct("<BQ")  # command, bytes that follow
-CAPABILITIES = bytes(24)  # RPC_CONN_CAPS_SIZE: other transports than TCP, none here
-WELCOME = struct.Struct("<QBBBx24x")  # bytes that follow; major, minor, patch; capabilities
-COUNT = struct.Struct("<QI")  # bytes that follow, devices
 
 
 def parse_address(endpoint: str) -> tuple[str, int]:
@@ -61,10 +64,10 @@ def greet(endpoint: str, timeout_s: float = TIMEOUT_S) -> Address:
     with connection:
         try:
             connection.sendall(REQUEST.pack(HELLO, len(CAPABILITIES)) + CAPABILITIES)
-            welcome = _read(connection, WELCOME, deadline)
+            welcome = receive(connection, WELCOME, deadline)
             _check_version(endpoint, welcome)
             connection.sendall(REQUEST.pack(DEVICE_COUNT, 0))
-            count = _read(connection, COUNT, deadline)
+            count = receive(connection, COUNT, deadline)
         except TimeoutError as error:
             raise DotsError(
                 f"what listens at {endpoint} says nothing for {timeout_s:g} s: "
@@ -78,10 +81,14 @@ def greet(endpoint: str, timeout_s: float = TIMEOUT_S) -> Address:
     return address
 
 
-def _read(
+def receive(
     connection: socket.socket, layout: struct.Struct, deadline: float
 ) -> tuple[int, ...] | None:
-    """One message of a known size; None if it is another or the other side hangs up."""
+    """One answer of a known size; None if it is another or the other side hangs up.
+
+    Raises:
+        OSError: it isn't there at the deadline (`time.monotonic`), or the connection is lost.
+    """
     answer = b""
     while len(answer) < layout.size:
         connection.settimeout(max(0.001, deadline - time.monotonic()))

@@ -1,52 +1,37 @@
-"""Devices of this process offered to others: llama.cpp's RPC server, on a thread of its own.
+"""A worker: takes one client after the other, each with a process of llama.cpp's server for itself.
 
-The server's function has no end: it takes one client after the other, and whoever is connected
-keeps the rest waiting. It prints on C's stdout, and it returns only where it can't start.
+This process reads nothing of a client but lengths and addresses, hands the rest on, and never calls
+llama.cpp. What it holds:
+- a request of any length costs no more memory than the client was given, and one that llama.cpp
+  can't stand, or computes for ever, ends the client's process: the next client gets a new one;
+- a client that doesn't greet, or stops in the middle of a message, makes room after a time limit;
+- nothing of a client is left for the next, but what it had put into the cache.
+What it doesn't hold: whoever has greeted may keep the others waiting, an operation with wrong
+numbers may overwrite memory of llama.cpp's process and make it execute code, with the rights of
+whoever runs the worker, and nothing is encrypted or asks for a password.
 """
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import socket
-import threading
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
 
-from dotscli.engine.devices import Device, devices
-from dotscli.engine.log import log
-from dotscli.engine.rpc.client import rpc_function
-from dotscli.engine.rpc.connections import Address, clients, hang_up, is_listening
+from dotscli.engine.rpc.cache import CacheWatch
+from dotscli.engine.rpc.connections import Address
+from dotscli.engine.rpc.process import ServerProcess
+from dotscli.engine.rpc.session import Session
 from dotscli.errors import DotsError, ExitStatus
 
-STOP_S = 10.0  # for the graph that is being computed
+WAITING = 16  # clients; one more isn't answered
+ATTEMPTS = 3  # at starting a process
 
 
-def offered_devices(names: Sequence[str]) -> list[Device]:
-    """The devices of these names; without names every GPU, else the CPU.
-
-    Raises:
-        DotsError: a name that no device has (exit status 2).
-    """
-    known = {device.name: device for device in devices()}
-    if not names:
-        gpus = [device for device in known.values() if device.type in ("GPU", "IGPU")]
-        return gpus or [device for device in known.values() if device.type == "CPU"]
-    for name in names:
-        if name not in known:
-            raise DotsError(
-                f"--device names the unknown device {name!r}",
-                hint=f"this machine has {', '.join(known)}",
-                exit_status=ExitStatus.USAGE,
-            )
-    return [known[name] for name in dict.fromkeys(names)]
-
-
-def free_address(host: str, port: int) -> Address:
-    """The IPv4 address to listen on; port 0 becomes one that is free.
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that takes connections at an IPv4 address; port 0 becomes one that is free.
 
     Raises:
         DotsError: this machine has no such address, or the port is taken.
@@ -59,59 +44,114 @@ def free_address(host: str, port: int) -> Address:
             hint="give 127.0.0.1, an address of this machine, or 0.0.0.0 for all of them",
             exit_status=ExitStatus.USAGE,
         ) from error
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if os.name == "posix":  # as llama.cpp does; elsewhere it would take a port from its owner
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(found[0][4])
-            probe.listen(1)
-        except OSError as error:
-            taken = error.errno == errno.EADDRINUSE
-            raise DotsError(
-                f"{host}:{port} can't be listened on: {error.strerror or error}",
-                hint=f"give another: --port {port + 1}" if taken else "see --host and --port",
-            ) from error
-        ip, free = probe.getsockname()
-    return ip, free
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    if os.name == "posix":  # elsewhere it would take a port from its owner
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(found[0][4])
+        listener.listen(WAITING)
+    except OSError as error:
+        listener.close()
+        taken = error.errno == errno.EADDRINUSE
+        raise DotsError(
+            f"{host}:{port} can't be listened on: {error.strerror or error}",
+            hint=f"give another: --port {port + 1}" if taken else "see --host and --port",
+        ) from error
+    return listener
 
 
-@contextmanager
-def serving(
-    address: Address, offered: Sequence[Device], n_threads: int, cache: Path | None
-) -> Iterator[threading.Thread]:
-    """A thread that serves clients until the end of the block; clients get hung up on then.
+class Server:
+    """A worker that serves from `run` on.
 
     Args:
-        address: of `free_address`.
-        offered: as many devices as clients will see, in this order.
+        listener: of `listen`.
+        names: of the devices to offer; without names every GPU, else the CPU.
         n_threads: of a CPU among them.
         cache: a folder for large tensors that clients have sent, so that they need not again.
 
+    Attributes:
+        address: where it listens.
+        devices: what clients see: name, type, description, free_bytes and total_bytes of each.
+
     Raises:
-        DotsError: llama.cpp was built without RPC, or its server doesn't start.
+        DotsError: it can't offer these devices, or llama.cpp's server doesn't start.
     """
-    log()  # of clients that left in the middle: nothing that concerns anybody
-    handles = (ctypes.c_void_p * len(offered))(*(device.handle for device in offered))
-    size = ctypes.c_size_t
-    start = ctypes.CFUNCTYPE(
-        None, ctypes.c_char_p, ctypes.c_char_p, size, size, ctypes.POINTER(ctypes.c_void_p)
-    )(rpc_function("ggml_backend_rpc_start_server"))
-    endpoint = f"{address[0]}:{address[1]}".encode()
-    folder = os.fsencode(cache) if cache else None
-    arguments = (endpoint, folder, n_threads, len(offered), handles)
-    thread = threading.Thread(target=start, args=arguments, daemon=True)
-    thread.start()
-    while thread.is_alive() and not is_listening(address[1]):
-        time.sleep(0.01)
-    if not thread.is_alive():
-        raise DotsError(
-            f"llama.cpp's server does not start at {endpoint.decode()}", hint="run: dots doctor"
-        )
-    try:
-        yield thread
-    finally:
-        deadline = time.monotonic() + STOP_S
-        while (busy := clients(address[1])) and time.monotonic() < deadline:
-            for descriptor in busy.values():
-                hang_up(descriptor)
-            time.sleep(0.05)
+
+    def __init__(
+        self, listener: socket.socket, names: Sequence[str], n_threads: int, cache: Path | None
+    ) -> None:
+        self._listener = listener
+        self._settings = (names, n_threads, cache)
+        self._process = ServerProcess(*self._settings)
+        try:
+            self._process.connect()
+            self.address: Address = listener.getsockname()
+            self.devices = self._process.devices
+            self._welcome = self._process.welcome
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, note: Callable[[str], None], warn: Callable[[str], None]) -> NoReturn:
+        """Serves clients for ever, and says who comes, who goes and who was cut off why.
+
+        Raises:
+            DotsError: llama.cpp's server doesn't start any more.
+        """
+        while True:
+            try:
+                client, (ip, port) = self._listener.accept()
+            except ConnectionError:  # gone before it was its turn
+                continue
+            self._serve(client, f"{ip}:{port}", note, warn)
+
+    def close(self) -> None:
+        """Ends llama.cpp's process, and with it the connection of a client."""
+        self._listener.close()
+        self._process.end()
+
+    def _serve(
+        self,
+        client: socket.socket,
+        name: str,
+        note: Callable[[str], None],
+        warn: Callable[[str], None],
+    ) -> None:
+        cache = self._settings[2]
+        watch = CacheWatch(cache) if cache else None
+
+        def claim() -> ServerProcess:
+            self._wait_for_process()
+            note(f"{name} is connected")
+            return self._process
+
+        try:
+            session = Session(client, self._welcome, self.devices, claim, watch)
+        except OSError:  # macOS: it has hung up already
+            client.close()
+            return
+        try:
+            reason = session.run()
+        finally:
+            if session.has_claimed:
+                self._process.end()
+                if watch:
+                    watch.close()
+        if reason:
+            warn(f"client {name} {reason}: connection closed")
+        elif session.has_claimed:
+            note(f"{name} has left")
+        if session.has_claimed:
+            self._process = ServerProcess(*self._settings)  # warm when the next one comes
+
+    def _wait_for_process(self) -> None:
+        for _ in range(ATTEMPTS - 1):
+            try:
+                self._process.connect()
+                if self._process.is_alive():
+                    return
+            except DotsError:
+                pass  # short of memory for a moment, or somebody else found its port
+            self._process.end()
+            self._process = ServerProcess(*self._settings)
+        self._process.connect()

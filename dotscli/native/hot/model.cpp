@@ -13,23 +13,27 @@ hot_model::~hot_model() {
     }
 }
 
-moe_layer * hot_model::add_tensor(ggml_tensor * tensor, expert_part part, int index) {
-    if (index < 0 || index >= MAX_LAYERS) {
-        return nullptr;
-    }
+moe_layer & hot_model::layer_to_fill(int index) {
     std::lock_guard<std::mutex> lock(registering_);
     if (layers_.size() <= size_t(index)) {
         layers_.resize(index + 1);
     }
     if (layers_[index] == nullptr) {
-        layers_[index] = std::make_unique<moe_layer>();
+        layers_[index]        = std::make_unique<moe_layer>();
+        layers_[index]->index = index;
     }
-    moe_layer &                         layer = *layers_[index];
-    std::unique_lock<std::shared_mutex> residency(layer.residency);
+    return *layers_[index];
+}
+
+moe_layer * hot_model::add_tensor(ggml_tensor * tensor, expert_part part, int index) {
+    if (index < 0 || index >= MAX_LAYERS) {
+        return nullptr;
+    }
+    moe_layer &                         layer = layer_to_fill(index);
+    std::unique_lock<std::shared_mutex> lock(layer.residency);
     if (layer.host[part] != nullptr) {
         return nullptr;
     }
-    layer.index      = index;
     layer.host[part] = tensor;
     if (layer.complete()) {
         layer.begin();

@@ -71,8 +71,11 @@ struct hot_model {
     std::string take_messages();
 
   private:
-    mutable std::mutex                      registering_;  // guards the list; a layer stays where it is
-    std::vector<std::unique_ptr<moe_layer>> layers_;       // by index, null for a dense layer
+    // Guards the list, and is held last: a context asks for it with a layer's `residency` held.
+    mutable std::mutex                      registering_;
+    std::vector<std::unique_ptr<moe_layer>> layers_;  // by index, null for a dense layer
+
+    moe_layer & layer_to_fill(int index);  // made if there is none
 
     std::mutex                uploading_;  // one placement at a time
     std::unique_ptr<uploader> uploader_;
