@@ -211,7 +211,8 @@ def _value(answer: Any) -> Any:
     if kind == "value":
         return value
     if kind == "error" and isinstance(value, list) and len(value) == 2:
-        raise DotsError(_cut(str(value[0])), _cut(str(value[1])))
+        message, hint = (_cut(str(part)) for part in value)
+        raise DotsError(message, hint)
     raise ChildError("memory" if kind == "memory" else "died", str(value))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,17 @@ from dotscli.engine import Engine, EngineOptions
 from dotscli.quantize import quantize_checkpoint
 from tests import gguf_maker, tiny
 from tests.hot_devices import LaggingDevice, compiler
+from tests.unix_only import MODULES, unix_only
+
+# Pseudo-terminals, limits of a process and the like: Windows has other things, or nothing.
+collect_ignore = unix_only(Path(__file__).parent) if sys.platform == "win32" else []
+
+
+def pytest_report_header() -> list[str]:
+    if not collect_ignore:
+        return []
+    needs = ", ".join(sorted(MODULES))
+    return [f"not run on Windows, for want of {needs}: {' '.join(collect_ignore)}"]
 
 
 @pytest.fixture(scope="session", autouse=True)

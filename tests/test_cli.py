@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -21,7 +22,7 @@ from dotscli.engine import devices
 from dotscli.errors import DotsError
 from dotscli.hot.backend.plugin import unavailable
 from dotscli.options.sizes import parse_size
-from tests import tiny
+from tests import gguf_maker, tiny
 from tests.transcript import command, dots, dots_process, environment
 
 HEAVY = ("llama_cpp", "numpy", "gguf", "rich", "jinja2", "prompt_toolkit", "psutil", "platformdirs")
@@ -327,6 +328,14 @@ def test_inspect_a_model(tiny_gguf: Path) -> None:
     assert value["general"]["general.architecture"] == "dots1"
     assert value["chat_template"].startswith("{%")
     assert sum(tensor["bytes"] for tensor in value["tensors"]) < value["file_bytes"]
+
+
+def test_inspect_prints_json_whatever_a_key_holds(tmp_path: Path) -> None:
+    path = tmp_path / "odd.gguf"
+    gguf_maker.dots1().set("dots1.a", "f32", math.nan).set("b", "f32", -math.inf).write(path)
+    done = dots("inspect", path, "--json")
+    value = json.loads(done.stdout, parse_constant=pytest.fail)
+    assert (value["model"]["a"], value["general"]["b"]) == ("nan", "-inf")
 
 
 @pytest.mark.parametrize(

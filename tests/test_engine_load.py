@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -216,3 +218,17 @@ def test_a_build_for_gpus_that_finds_none_says_so(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "ggml", lambda name, *_types: functions[name])
     [sentence] = idle_backends()
     assert "built for CUDA" in sentence
+
+
+def test_ctrl_c_while_llama_cpp_logs_is_not_lost(model: Path) -> None:
+    """An exception in a callback of C can only be printed: the signal waits for the call's end."""
+    heard: list[str] = []
+
+    def press(line: str) -> None:
+        if "llama_context" in line and not heard:
+            heard.append(line)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine.load(model, EngineOptions(n_ctx=512, n_threads=1, verbose=True), on_log=press)
+    assert heard

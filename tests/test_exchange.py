@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from dotscli.hot.adapt import Price
+from dotscli.hot.cache import HotCounters
 from dotscli.hot.exchange import Exchange, Frequencies, Rule, exchanges
 
 RULE = Rule(horizon=4, limit=2)
@@ -20,6 +24,35 @@ def swaps(score: list[list[float]], resident: list[list[int]], budget: int = 99)
 def test_only_what_repays_within_the_horizon_is_exchanged() -> None:
     assert swaps([[0.0, 0.25]], [[1, 0]]) == []
     assert swaps([[0.0, 0.26]], [[1, 0]]) == [Exchange(0, out=0, into=1)]
+
+
+def test_a_dearer_upload_has_to_gain_more() -> None:
+    """Seen on an H200: an upload took as long as nine misses, and adapting cost a quarter."""
+    score, resident = np.array([[0.0, 0.7]]), np.array([[True, False]])
+    assert exchanges(score, resident, RULE, 9, price=7.8) == [Exchange(0, out=0, into=1)]
+    assert exchanges(score, resident, RULE, 9, price=7.9) == []
+    assert exchanges(score, resident, RULE, 9, price=0.1) == [Exchange(0, out=0, into=1)]
+
+
+def test_the_price_of_an_upload_is_measured_in_undisturbed_misses() -> None:
+    def counters(decode_misses: int, cpu_ms: float, prefill_misses: int = 0) -> HotCounters:
+        values = dict.fromkeys((field.name for field in fields(HotCounters)), 0)
+        values |= {"decode_misses": decode_misses, "prefill_misses": prefill_misses}
+        return HotCounters(**values | {"cpu_ns": int(cpu_ms * 1e6)})
+
+    price = Price()
+    assert price.of(0.002) == 1  # nothing is known of misses
+    price.observe(counters(0, 0))
+    price.observe(counters(10, 2))
+    assert price.of(0.002) == pytest.approx(10)
+    assert price.of(0.0) == 1  # nor of uploads
+    price.observe(counters(10, 500, prefill_misses=900))  # a prompt: much cheaper by the pair
+    price.disturbed = True
+    price.observe(counters(20, 900, prefill_misses=900))  # beside uploads
+    assert price.of(0.002) == pytest.approx(10)
+    price.disturbed = False
+    price.observe(counters(30, 906, prefill_misses=900))
+    assert price.of(0.002) == pytest.approx(0.002 / (0.8 * 0.0002 + 0.2 * 0.0006))
 
 
 def test_the_hottest_takes_the_place_of_the_coldest() -> None:

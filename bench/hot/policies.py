@@ -126,6 +126,7 @@ class Admitted(Policy):
     Args:
         budget: exchanges in one step over all layers, the most promising first.
         period: tokens between two steps.
+        price: of an upload, in misses.
         parameters: of `dotscli.hot.exchange.Rule`.
     """
 
@@ -136,11 +137,12 @@ class Admitted(Policy):
         *,
         budget: int = 1 << 30,
         period: int = 1,
+        price: float = 1.0,
         **parameters: float,
     ) -> None:
         super().__init__(heat, n_slots)
         self.rule = Rule(**parameters)  # type: ignore[arg-type]  # the limit is an int
-        self.budget, self.period, self.now = budget, period, 0
+        self.budget, self.period, self.price, self.now = budget, period, price, 0
 
     def prepare(self, trace: Ints) -> None:
         self.frequencies = Frequencies(self.heat, trace.shape[2], self.rule)
@@ -154,7 +156,7 @@ class Admitted(Policy):
         if self.now % self.period:
             return uploads
         score = self.frequencies.score()
-        for swap in exchanges(score, self.resident, self.rule, self.budget):
+        for swap in exchanges(score, self.resident, self.rule, self.budget, self.price):
             self.resident[swap.row, swap.out] = False
             self.resident[swap.row, swap.into] = True
             uploads[swap.row] += 1

@@ -132,8 +132,10 @@ def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
     for key, value in gguf.metadata.items():
         if isinstance(value, GgufArray):
             keys[key] = f"{len(value)} values"
-        else:  # floats have the seven digits of a float32
-            keys[key] = float(f"{value:.7g}") if isinstance(value, float) else value
+        elif isinstance(value, float):  # seven digits, as a float32 has; JSON has no NaN
+            keys[key] = float(f"{value:.7g}") if math.isfinite(value) else str(value)
+        else:
+            keys[key] = value
     architecture = keys.get("general.architecture", "?")
     is_imatrix = keys.get("general.type") == "imatrix"
     template = keys.pop("tokenizer.chat_template", None)

@@ -139,7 +139,8 @@ def _loaded(
     try:
         loaded.model = _model(gguf, options, first, loaded)
         loaded.n_ctx, loaded.most_ctx = _n_ctx(gguf, options, warn)
-        loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options, collector)
+        with signals_noted():  # what is raised while llama.cpp logs would be lost
+            loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options, collector)
         if loaded.hot:
             loaded.hot.fill(second)
     except BaseException:

@@ -14,7 +14,7 @@ from time import perf_counter
 import numpy as np
 
 from dotscli.errors import DotsError
-from dotscli.hot.cache import ExpertCache, HotLayer
+from dotscli.hot.cache import ExpertCache, HotCounters, HotLayer
 from dotscli.hot.exchange import Exchange, Floats, Frequencies, Rule, exchanges
 from dotscli.hot.heat import Heat
 
@@ -31,6 +31,39 @@ def token_counts(model: ExpertCache) -> dict[int, np.ndarray]:
 def n_tokens_of(counts: Mapping[int, np.ndarray], n_experts_used: int) -> int:
     """How many tokens such counts are of; the last layer skips those without logits."""
     return max((int(values.sum()) for values in counts.values()), default=0) // n_experts_used
+
+
+class Price:
+    """What an upload costs, in misses that the CPU computes in the same time.
+
+    A miss is timed on decoded tokens alone, and on those beside which nothing was uploaded: the
+    uploading thread takes a core and memory from the CPU's side.
+
+    Attributes:
+        disturbed: whether uploads went on beside the tokens that the next `observe` sees.
+    """
+
+    def __init__(self) -> None:
+        self.disturbed = False
+        self._seen: HotCounters | None = None
+        self._miss_s = 0.0
+
+    def observe(self, now: HotCounters) -> None:
+        """Take in what has been computed since the last call."""
+        before, self._seen = self._seen, now
+        if before is None:
+            return
+        misses = now.decode_misses - before.decode_misses
+        in_prompts = now.prefill_misses + now.prefill_hits
+        in_prompts -= before.prefill_misses + before.prefill_hits
+        if misses <= 0 or in_prompts or (self.disturbed and self._miss_s):
+            return
+        took = (now.cpu_ns - before.cpu_ns) / 1e9 / misses
+        self._miss_s = 0.8 * self._miss_s + 0.2 * took if self._miss_s else took
+
+    def of(self, upload_s: float) -> float:
+        """The price of an upload that takes so long; 1 before either is known."""
+        return upload_s / self._miss_s if upload_s and self._miss_s else 1.0
 
 
 class Adaptation:
@@ -57,6 +90,7 @@ class Adaptation:
         self._seen = np.zeros_like(self._frequencies.slow)
         self._n_tokens = 0
         self._upload_s = 0.0
+        self._price = Price()
         self._last = perf_counter()
         self._one = threading.Lock()
         self._stop = threading.Event()
@@ -89,6 +123,7 @@ class Adaptation:
         n_tokens = n_tokens_of(counts, self._n_used) - self._n_tokens
         if n_tokens <= 0:
             return 0
+        self._price.observe(self._model.counters())
         now: Floats = np.array([counts[layer.layer] for layer in self._layers], np.float64)
         self._frequencies.observe(now - self._seen, n_tokens)
         self._seen, self._n_tokens = now, self._n_tokens + n_tokens
@@ -97,11 +132,13 @@ class Adaptation:
         for row, slot_of in enumerate(slots):
             resident[row, list(slot_of)] = True
         done = 0
-        for exchange in exchanges(self._frequencies.score(), resident, self._rule, self._budget()):
+        score, price = self._frequencies.score(), self._price.of(self._upload_s)
+        for exchange in exchanges(score, resident, self._rule, self._budget(), price):
             if self._stop.is_set():
                 break
             self._upload(exchange, slots[exchange.row][exchange.out])
             done += 1
+        self._price.disturbed = done > 0
         return done
 
     def _slots(self, layer: HotLayer) -> dict[int, int]:

@@ -1,14 +1,16 @@
 """Who takes whose place while tokens are computed: a few exchanges at a time, those that repay.
 
 How often an expert will be used is guessed from two decayed frequencies, a slow and a fast one. An
-upload reads from main memory what a miss reads, so an exchange repays itself if the expert that
-comes in is expected to be used at least once more than the one that goes, within a horizon. The
-parameters were chosen by bench/hot/routing.py (docs/hot-policy.md). Nothing here talks to a
-backend: counts go in, exchanges come out.
+exchange repays itself if the expert that comes in is used often enough more than the one that goes:
+once within a horizon where an upload costs what a miss costs, and with the root of its price where
+it costs more, since a dearer upload may take longer to repay itself. The parameters were chosen by
+bench/hot/routing.py (docs/hot-policy.md). Nothing here talks to a backend: counts go in, exchanges
+come out.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +27,7 @@ class Rule:
     Attributes:
         slow, fast: half-lives of the two frequencies, in tokens.
         weight: of the fast frequency; the slow one has the rest.
-        horizon: tokens within which an exchange has to repay itself.
+        horizon: tokens within which an exchange of price 1 has to repay itself.
         limit: exchanges of one layer in one step.
     """
 
@@ -73,14 +75,18 @@ class Frequencies:
         return guess
 
 
-def exchanges(score: Floats, resident: Bools, rule: Rule, budget: int) -> list[Exchange]:
+def exchanges(
+    score: Floats, resident: Bools, rule: Rule, budget: int, price: float = 1.0
+) -> list[Exchange]:
     """What to exchange now, the most promising first in each round over the layers.
 
     Args:
         score: [layers, experts] expected uses per token.
         resident: the same shape; no expert beyond those and their slots is touched.
         budget: exchanges over all layers at most: what can be uploaded before the next step.
+        price: an upload in misses that the CPU computes meanwhile; below 1 counts as 1.
     """
+    least = math.sqrt(max(price, 1.0)) / rule.horizon
     inside = np.where(resident, score, np.inf)
     outside = np.where(resident, -np.inf, score)
     rows = np.arange(len(score))
@@ -90,7 +96,7 @@ def exchanges(score: Floats, resident: Bools, rule: Rule, budget: int) -> list[E
         # A layer with nobody inside or outside has a gain of minus infinity.
         gain = outside[rows, hottest] - inside[rows, coldest]
         chosen = np.argsort(-gain, kind="stable")[: max(0, budget - len(found))]
-        chosen = chosen[gain[chosen] > 1 / rule.horizon]
+        chosen = chosen[gain[chosen] > least]
         if not len(chosen):
             break
         out, into = coldest[chosen], hottest[chosen]

@@ -110,7 +110,7 @@ def _check(text: str) -> None:
     bare = _STRINGS.sub("_", text)
     if found := _PARTS.search(bare):
         line = bare.count("\n", 0, found.start()) + 1
-        raise ValueError(f"a key of more than {MAX_PARTS} parts, near line {line}")
+        raise ValueError(f"a key has more than {MAX_PARTS} parts, near line {line}")
     depth = 0
     for bracket in re.findall(r"[\[\]{}]", bare):
         depth += 1 if bracket in "[{" else -1

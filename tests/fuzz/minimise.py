@@ -24,10 +24,10 @@ def minimise(path: Path) -> Path:
     end = time.monotonic() + MAX_S
     with scratch_folder() as scratch:
         found = run_once(target, data, scratch)
-        wanted = set(found)
+        wanted, kinds = set(found), {finding.kind for finding in found.values()}
         print(f"{path}: {len(data)} bytes, {', '.join(wanted) or 'nothing found'}")
         here = None  # an exception may come again in this process, which is far quicker
-        if all(finding.kind in ("exception", "wrong") for finding in found.values()):
+        if kinds <= {"exception", "wrong"}:
             here = target_named(target, scratch)
             here.open()
 
@@ -35,7 +35,7 @@ def minimise(path: Path) -> Path:
             if time.monotonic() > end:
                 return False
             if here is None:
-                return bool(wanted & set(run_once(target, tried, scratch)))
+                return any(f.kind in kinds for f in run_once(target, tried, scratch).values())
             problem = problem_of(here, tried)
             return problem is not None and problem[1] in wanted
 

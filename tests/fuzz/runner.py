@@ -1,6 +1,5 @@
 """Runs the inputs of a target in a child process, and watches it: time, memory, death.
 
-Time is that of the processor, so that a busy machine is no finding; one that only waits has longer.
 The child is started again after each death, with the next input. Every input that led to something
 is run once more, alone, before it counts.
 """
@@ -18,21 +17,15 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-import psutil
-
-from tests.fuzz.child import MAX_NBYTES, MAX_SECONDS, ROOT, Job, Note, place
+from tests.fuzz.child import ROOT, Job, Note, place
 from tests.fuzz.inflight import Inflight, State
+from tests.fuzz.watch import end, watch
 
 CORPUS = Path(__file__).parent / "corpus"
-POLL_S = 0.02
-FAMILY_POLLS = 5  # of how many looks one is at the child's own children as well
-PATIENCE_S = 60.0  # for an input that waits, or has to share the processor with others
-OPEN_S = 180.0  # for a target to make its valid inputs
 GZIP_FROM = 4096
 
 
@@ -92,7 +85,8 @@ def fuzz(target: str, seed: int, seconds: float) -> Result:
             job = replace(job, first=last.n_begun, seconds=seconds - result.seconds)
         for finding in list(result.findings.values()):
             again = run_once(target, finding.data, scratch)
-            repeats = finding.name in again or (finding.kind == "death" and bool(again))
+            # Where a hang is seen depends on the moment, so its name may be another.
+            repeats = any(other.kind == finding.kind for other in again.values())
             result.findings[finding.name] = replace(finding, repeats=repeats)
             if not repeats and finding.kind in ("hang", "memory"):
                 del result.findings[finding.name]
@@ -178,94 +172,26 @@ def _run_child(job: Job, scratch: Path, result: Result) -> State:
             start_new_session=True,
         )  # fmt: skip
     try:
-        killed = _watch(process, shared, result)
+        seen = watch(process, shared)
     finally:
-        _end(process)
+        end(process)
     last = shared.state()
-    ended_badly = bool(killed or process.returncode)
+    ended_badly = bool(seen.killed or process.returncode)
     if ended_badly and not last.started:
         raise RuntimeError(f"{job.target} ends between inputs:\n{_tail(scratch / 'said')}")
     if ended_badly:
-        kind = killed or "death"
+        kind = seen.killed or "death"
         status = f" {_status(process.returncode)}" if kind == "death" else ""
-        name = f"{kind}{status} in {_first_place(scratch / 'stacks')}"
+        name = f"{kind}{status} in {_places(_tail(scratch / 'stacks'))}"
         text = _tail(scratch / "stacks") + _tail(scratch / "said")
         result.add(Finding(kind, name, text, shared.data(), last.n_begun - 1))
     shared.close()
     _collect(scratch / "found", result)
     result.n_inputs += last.n_begun - job.first
+    result.seconds += seen.seconds
+    result.peak_nbytes = max(result.peak_nbytes, seen.peak_nbytes)
+    result.slowest_s = max(result.slowest_s, seen.slowest_s)
     return last
-
-
-def _watch(process: subprocess.Popen[bytes], shared: Inflight, result: Result) -> str:
-    """Wait for its end; what it was killed for, or nothing."""
-    watched, opened, began = psutil.Process(process.pid), time.monotonic(), 0.0
-    looks = seen = 0
-    others = before = Family(0, 0.0)
-    try:
-        while process.poll() is None:
-            time.sleep(POLL_S)
-            state, now = shared.state(), time.monotonic()
-            if state.n_begun == 0:
-                if now - opened > OPEN_S:
-                    return "hang"
-                continue
-            began = began or now
-            looks += 1
-            if looks % FAMILY_POLLS == 0:
-                if state.n_begun != seen:
-                    seen, before = state.n_begun, others
-                others = _family(watched)
-            if not state.started:
-                continue
-            with watched.oneshot():
-                grown = watched.memory_info().rss - state.rss + max(0, others.rss - before.rss)
-                busy_s = sum(watched.cpu_times()[:2]) - state.busy_s
-            busy_s += max(0.0, others.busy_s - before.busy_s)
-            took_s = min(busy_s, now - state.started)
-            result.slowest_s = max(result.slowest_s, took_s)
-            result.peak_nbytes = max(result.peak_nbytes, grown)
-            late = took_s > MAX_SECONDS or now - state.started > PATIENCE_S
-            if late or grown > MAX_NBYTES:
-                process.send_signal(signal.SIGUSR1)
-                time.sleep(0.3)  # for the stack to be written
-                return "memory" if grown > MAX_NBYTES else "hang"
-    except psutil.NoSuchProcess:
-        pass
-    finally:
-        result.seconds += time.monotonic() - began if began else 0.0
-    process.wait()
-    return ""
-
-
-@dataclass(frozen=True)
-class Family:
-    """All processes below one: bytes of memory, seconds of processor time."""
-
-    rss: int
-    busy_s: float
-
-
-def _family(watched: psutil.Process) -> Family:
-    rss, busy_s = 0, 0.0
-    for child in watched.children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            rss += child.memory_info().rss
-            busy_s += sum(child.cpu_times()[:2])
-    return Family(rss, busy_s)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill it and everything that it has started."""
-    family: list[psutil.Process] = []
-    with contextlib.suppress(psutil.Error):
-        family = psutil.Process(process.pid).children(recursive=True)
-    with contextlib.suppress(OSError):
-        os.killpg(process.pid, signal.SIGKILL)
-    for child in family:
-        with contextlib.suppress(psutil.Error):
-            child.kill()
-    process.wait()
 
 
 def _collect(folder: Path, result: Result) -> None:
@@ -288,7 +214,8 @@ def _tail(path: Path) -> str:
         return ""
 
 
-def _first_place(stacks: Path) -> str:
-    """Where a dumped stack, innermost frame first, is in the project."""
-    lines = _tail(stacks).splitlines()
-    return place("\n".join(reversed(lines)))
+def _places(stack: str) -> str:
+    """Where a dumped stack, innermost frame first, begins, and where it is in the project."""
+    lines = [line for line in stack.splitlines() if "File " in line]
+    inner = lines[0].rpartition(" in ")[2] if lines else ""
+    return f"{inner} of {place(chr(10).join(reversed(lines)))}"

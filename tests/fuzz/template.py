@@ -44,26 +44,57 @@ METHODS = (
     "zfill", "ljust", "expandtabs", "encode", "translate", "items", "keys", "values", "get",
     "append", "extend", "pop", "update", "sort", "__class__", "__init__", "mro", "cycle",
 )  # fmt: skip
+# What opens, repeats, closes as often, and ends: a template that is hard to parse or to compile.
 BOMBS = (
-    lambda n: "{% if true %}" * n + "{% endif %}" * n,
-    lambda n: "{% if true %}a{% endif %}" * n,
-    lambda n: "{% for a in messages %}" * (n % 40) + "x" + "{% endfor %}" * (n % 40),
-    lambda n: "{{ " + "(" * n + "1" + ")" * n + " }}",
-    lambda n: "{{ " + "1+" * n + "1 }}",
-    lambda n: "{{ " + "'a'~" * n + "'b' }}",
-    lambda n: "{{ a" + ".b" * n + " }}",
-    lambda n: "{{ 1" + "|abs" * n + " }}",
-    lambda n: "{{ [" + "1," * n + "] }}",
-    lambda n: "{{ " + "[" * n + "]" * n + " }}",
-    lambda n: "{{ " + "not " * n + "1 }}",
-    lambda n: "{% set a = 'xxxxxxxxxx' %}" + "{% set a = a ~ a %}" * n + "{{ a|length }}",
-    lambda n: "{% set a = [1] %}" + "{% set a = a + a %}" * n + "{{ a|length }}",
-    lambda n: "{% set ns = namespace(a=[]) %}" + "{% set ns.a = [ns.a, ns.a] %}" * n + "{{ ns.a }}",
-    lambda n: "{% macro m(n) %}{% if n %}{{ m(n-1) }}{{ m(n-1) }}{% endif %}{% endmacro %}"
-    + "{{ m(" + str(n) + ") }}",
-    lambda n: "{% set a = 3 %}" + "{% set a = a * a %}" * n + "{{ a }}",
-    lambda n: "{# " + "a" * n + "{{ '" + "{" * n + "' }}",
-    lambda n: "{% raw %}" * (n % 9) + "{{" * n,
+    ("", "{% if true %}", "{% endif %}", ""),
+    ("", "{% if true %}a{% endif %}", "", ""),
+    ("", "{% if m %}a{% elif x %}{{ x }}{% else %}b{% endif %}", "", ""),
+    ("{% if 0 %}", "{% elif x == 1 %}a", "", "{% endif %}"),
+    ("", "{% for a in messages %}", "{% endfor %}", ""),
+    ("", "{% for a in messages %}{{ a }}{% endfor %}", "", ""),
+    ("", "{% set x = 1 %}", "", ""),
+    ("", "{% macro m() %}a{% endmacro %}", "", "{{ m() }}"),
+    ("{{ ", "(", ")", " }}"),
+    ("{{ ", "1+", "", "1 }}"),
+    ("{{ ", "'a'~", "", "'b' }}"),
+    ("{{ a", ".b", "", " }}"),
+    ("{{ a", "[0]", "", " }}"),
+    ("{{ 1", "|abs", "", " }}"),
+    ("{{ [", "1,", "", "] }}"),
+    ("{{ {", "'a':1,", "", "} }}"),
+    ("{{ ", "[", "]", " }}"),
+    ("{{ ", "not ", "", "1 }}"),
+    ("{{ 1 ", "if x else 2 ", "", " }}"),
+    ("{{ a(", "a(", ")", ") }}"),
+    ("", "{{ x }}", "", ""),
+    ("{# ", "a", "", ""),
+    ("{{ '", "{", "", "' }}"),
+    ("", "{", "", ""),
+    ("{% set a = 'xxxxxxxxxx' %}", "{% set a = a ~ a %}", "", "{{ a|length }}"),
+    ("{% set a = [1] %}", "{% set a = a + a %}", "", "{{ a|length }}"),
+    ("{% set a = [1] %}", "{% set a = [a, a] %}", "", "{{ a }}"),
+    ("{% set n = namespace(a=[]) %}", "{% set n.a = [n.a, n.a] %}", "", "{{ n.a }}"),
+    ("{% set n = namespace() %}", "{% set n = namespace(a=n, b=n) %}", "", "{{ n.a }}"),
+    ("{% set a = 3 %}", "{% set a = a * a %}", "", "{{ a }}"),
+)
+MAX_BOMB = 255 << 10  # characters
+# Expressions that are cheap to write and may be dear to compute: $n a number, $s a text, $t one
+# that is nearly found in it, $l a list.
+DEAR = (
+    "$n|round($n, 'ceil')", "$n|round($n, 'floor')", "1.5|round($n)", "$n ** $n", "$n * $n * $n",
+    "'%*d' % ($n, 1)", "('%' ~ $n ~ 'd') % 1", "$s.find($t)", "$s.rfind($t)", "$s.count($t)",
+    "$s.split($t)", "$s.rsplit($t)", "$s.partition($t)", "$s.rpartition($t)", "$s.index($t)",
+    "$s.rindex($t)", "$s.strip($t)", "$s.lstrip($s)", "$s.rstrip($s)", "$s|trim($t)",
+    "$s.replace('a', $s)", "$s|replace('', 'b')", "$s.join($l)", "$l|join($s)", "$s.splitlines()",
+    "$s.split('a')", "$s|list", "$s|reverse", "$s|title", "$s.casefold()", "$s.isalnum()", "$s|int",
+    "$s|float", "$s|tojson", "$l|tojson(indent=9)", "$s[::-1]", "$s[:-1]", "$t in $s", "$s == $t",
+    "$s < $t", "$s * $n", "$l * $n", "$l|select('in', $l)|list", "$l|reject('in', $l)|list",
+    "$l|map('string')|list", "$l|sort|unique|list", "$l|sort(attribute='a')", "$l|map('abs')|max",
+    "$l.index(-1)", "$l.count(1)", "$l == $l", "-1 in $l", "$l|min", "$l + $l", "[$l, $l, $l]",
+    "$l|selectattr('a')|list", "$l|dictsort", "range($n)|list", "range($n)[-1]", "range($n)|length",
+    "-1 in range($n)", "range($n)|max", "{'a': $s, 'b': $s}", "$l|string", "$s|capitalize",
+    "$s.removeprefix($t)", "$s ~ $s", "$s.endswith($t)", "namespace(a=$l, b=$l)", "$n|string",
+    "$s|first", "$s|count", "$l|last", "$s.upper().lower()", "dict(a=$s)", "$s.swapcase()",
 )  # fmt: skip
 
 
@@ -74,7 +105,9 @@ class Template(Target):
         if rng.random() < 0.3:
             return damaged(rng, rng.choice(REAL).encode(), [real.encode() for real in REAL])
         if rng.random() < 0.15:
-            return rng.choice(BOMBS)(length(rng, 20_000)).encode()
+            return _bomb(rng).encode()
+        if rng.random() < 0.3:
+            return _dear(rng).encode()
         made = _Program(rng)
         body = "".join(made.statement(0) for _ in range(rng.randrange(1, 5)))
         return body.encode("utf-8", "replace")
@@ -86,6 +119,31 @@ class Template(Target):
             found = segments(data.decode("utf-8", "replace"), MESSAGES, eos_token="<|e|>")
             if found is not None and sum(len(segment.text) for segment in found) > MAX_TEXT:
                 raise WrongResult("a template gives more text than it may")
+
+
+def _bomb(rng: Random) -> str:
+    start, unit, close, end = rng.choice(BOMBS)
+    size = MAX_BOMB if rng.random() < 0.4 else length(rng, MAX_BOMB)
+    n = max(1, (size - len(start) - len(end)) // (len(unit) + len(close)))
+    return start + unit * n + close * n + end
+
+
+def _dear(rng: Random) -> str:
+    made = rng.choice(DEAR)
+    for _ in range(made.count("$")):
+        letters, n = (
+            rng.choice(("a", "ab", " ", "é")),
+            rng.choice((9, 999, 10**5, 10**6, 4 * 10**6)),
+        )
+        number = rng.choice((2, 64, 999, 10**5, 3 * 10**7, 2**31, 10**18, -(10**9)))
+        made = made.replace("$n", str(number), 1)
+        made = made.replace("$s", f"('{letters}' * {n})", 1)
+        made = made.replace("$t", f"('{letters}' * {n // 2} ~ 'b')", 1)
+        made = made.replace("$l", f"(range({min(n, 199_999)})|list)", 1)
+    if rng.random() < 0.5:
+        return "{{ " + made + " }}"
+    n = rng.choice((3, 1000, 99_999))
+    return "{% for i in range(" + str(n) + ") %}{% set y = " + made + " %}{% endfor %}"
 
 
 class _Program:

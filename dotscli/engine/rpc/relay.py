@@ -16,6 +16,7 @@ from dotscli.engine.rpc.connections import notice_loss
 from dotscli.engine.rpc.pipe import pipe
 
 STALL_S = 60.0  # without one byte, in the middle of a message or of an answer
+AHEAD_NBYTES = 1 << 16  # read of a client at once, so that small messages cost one call
 LOOK_S = 0.5  # how often the other side is looked at where poll() can't watch it
 HANG_UP = getattr(select, "POLLRDHUP", 0)
 
@@ -40,6 +41,8 @@ class Relay:
         self._server: socket.socket | None = None
         self._stall_s = stall_s
         self._pipe = pipe()
+        self._ahead = memoryview(bytearray(AHEAD_NBYTES))
+        self._unread = self._ahead[:0]  # what has come of the client and was not asked for yet
         client.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         client.setblocking(False)
         notice_loss(client)
@@ -63,7 +66,8 @@ class Relay:
         Raises:
             ServerGoneError: the server has ended meanwhile.
         """
-        self._ready(self._client, limit_s=None)
+        if not self._unread:
+            self._ready(self._client, limit_s=None)
 
     def read(self, nbytes: int, within_s: float | None = None) -> bytes:
         """So many bytes of the client; with `within_s` all of them must be there after that.
@@ -72,7 +76,13 @@ class Relay:
             ClientGoneError, ServerGoneError, StalledError: they don't come.
         """
         deadline = None if within_s is None else time.monotonic() + within_s
-        return self._read(self._client, nbytes, deadline)
+        data = bytearray()
+        while len(data) < nbytes:
+            if not self._unread:
+                count = self._receive(self._client, self._ahead, deadline)
+                self._unread = self._ahead[:count]
+            data += self._take(nbytes - len(data))
+        return bytes(data)
 
     def answer(self, data: bytes) -> None:
         """Bytes to the client.
@@ -88,7 +98,11 @@ class Relay:
         Raises:
             ClientGoneError, ServerGoneError: one of them has ended.
         """
-        return self._read(self._attached, nbytes)
+        data = bytearray(nbytes)
+        view = memoryview(data)
+        while view:
+            view = view[self._receive(self._attached, view) :]
+        return bytes(data)
 
     def send(self, data: bytes) -> None:
         """Bytes to the server.
@@ -104,7 +118,9 @@ class Relay:
         Raises:
             ClientGoneError, ServerGoneError, StalledError: they don't come, or can't go there.
         """
-        self._move(self._client, self._attached, nbytes)
+        here = self._take(nbytes)
+        self.send(here)
+        self._move(self._client, self._attached, nbytes - len(here))
 
     def pass_back(self, nbytes: int) -> None:
         """The next bytes of the server go to the client, as they come.
@@ -119,22 +135,27 @@ class Relay:
         assert self._server
         return self._server
 
-    def _read(self, source: socket.socket, nbytes: int, deadline: float | None = None) -> bytes:
-        data = bytearray(nbytes)
-        view = memoryview(data)
-        while view:
+    def _take(self, nbytes: int) -> bytes:
+        """Up to so many of the bytes that were read ahead."""
+        taken = bytes(self._unread[:nbytes])
+        self._unread = self._unread[nbytes:]
+        return taken
+
+    def _receive(
+        self, source: socket.socket, room: memoryview, deadline: float | None = None
+    ) -> int:
+        """At least one byte, as many as there are and fit."""
+        while True:
             try:
-                count = source.recv_into(view)
+                if count := source.recv_into(room):
+                    return count
             except BlockingIOError:
                 limit = self._limit(source) if deadline is None else deadline - time.monotonic()
                 self._ready(source, limit_s=limit)
                 continue
             except OSError as error:
                 raise self._gone(source) from error
-            if not count:
-                raise self._gone(source)
-            view = view[count:]
-        return bytes(data)
+            raise self._gone(source)
 
     def _write(self, target: socket.socket, data: bytes) -> None:
         view = memoryview(data)

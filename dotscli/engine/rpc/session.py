@@ -30,6 +30,7 @@ from dotscli.engine.rpc.process import ServerProcess
 from dotscli.engine.rpc.relay import ClientGoneError, Relay, ServerGoneError, StalledError
 
 GREETING_S = 5.0
+SMALL_NBYTES = 1 << 14  # of what follows a head: passed on with it
 
 
 class Session:
@@ -123,8 +124,10 @@ class Session:
             head = self._cache.before_set(head, nbytes)
         if self._cache and number == SET_TENSOR_HASH:
             self._cache.asked(head)
-        relay.send(REQUEST.pack(number, nbytes) + head)
-        relay.pass_on(nbytes - len(head))
+        more = nbytes - len(head)
+        small = relay.read(more) if more < SMALL_NBYTES else b""
+        relay.send(REQUEST.pack(number, nbytes) + head + small)
+        relay.pass_on(more - len(small))
         if command.answer is not None:
             self._pass_answer(number, command.answer, head)
 
@@ -132,16 +135,18 @@ class Session:
         relay = self._relay
         if number == GET_TENSOR:
             nbytes = GET_REQUEST.unpack(head)[2]
-        size = relay.read_answer(ANSWER.size)
-        if ANSWER.unpack(size) != (nbytes,):  # its process may be in a client's hands
+            size = relay.read_answer(ANSWER.size)
+            if ANSWER.unpack(size) != (nbytes,):  # its process may be in a client's hands
+                raise ServerGoneError
+            relay.answer(size)
+            relay.pass_back(nbytes)
+            return
+        answer = relay.read_answer(ANSWER.size + nbytes)
+        if ANSWER.unpack_from(answer) != (nbytes,):
             raise ServerGoneError
         if number == ALLOC_BUFFER:
-            answer = relay.read_answer(nbytes)
-            self._account.allocated(head, answer)
-            relay.answer(size + answer)
-            return
-        relay.answer(size)
-        relay.pass_back(nbytes)
+            self._account.allocated(head, answer[ANSWER.size :])
+        relay.answer(answer)
 
 
 def capacities(devices: Sequence[dict[str, Any]]) -> list[int]:
