@@ -33,7 +33,7 @@ def test_what_dots_quantize_writes_is_loaded_and_answers(
 
 def test_what_llama_cpp_refuses_comes_with_its_reason(tmp_path: Path) -> None:
     made = gguf_maker.dots1().set("general.file_type", "string", "best")
-    with pytest.raises(DotsError, match=r"m\.gguf: llama\.cpp does not load") as caught:
+    with pytest.raises(DotsError, match=r"m\.gguf: llama\.cpp can\'t load") as caught:
         load(made.write(tmp_path / "m.gguf"))
     assert "general.file_type has wrong type" in caught.value.hint
 
@@ -185,7 +185,7 @@ def test_devices_and_versions_are_those_of_the_library_that_runs() -> None:
         ("libcuda.so.1", "comes with NVIDIA's driver", "install the driver"),
         ("libcublas.so.13", "part of CUDA", "LD_LIBRARY_PATH"),
         ("libcudart.so.13", "part of CUDA", "LD_LIBRARY_PATH"),
-        ("libvulkan.so.1", "the loader of Vulkan", "install it"),
+        ("libvulkan.so.1", "the Vulkan loader", "install it"),
         ("libother.so.1", "libother.so.1: cannot open", "dots doctor"),
     ],
 )

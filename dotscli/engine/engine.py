@@ -246,11 +246,11 @@ class Engine:
         if len(tokens) >= self.n_ctx:
             more = self.longer_context(len(tokens))
             raise DotsError(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}, "
-                "the answer included",
+                f"the prompt has {len(tokens)} tokens, but the context holds {self.n_ctx}, "
+                "including the answer",
                 hint=f"raise it with: --ctx-size {more}"
                 if more
-                else f"give a shorter text: at most {self.most_ctx} tokens are possible here",
+                else f"give a shorter text: the limit here is {self.most_ctx} tokens",
             )
 
     def longer_context(self, n_tokens: int) -> int:

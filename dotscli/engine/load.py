@@ -112,12 +112,12 @@ def load(
 def _check_trace(path: Path, choice: HotChoice | None) -> None:
     if choice is None:
         raise DotsError(
-            "what is routed can be traced with hot experts only",
-            hint="--hot 1M --hot-device CPU has them on any machine",
+            "--heat-trace works only with hot experts",
+            hint="on any machine: --hot 1M --hot-device CPU",
         )
     check_replaceable(path, hint="name a file with --heat-trace")
     if path.exists():
-        raise DotsError(f"{path} exists already", hint="name another file for the trace")
+        raise DotsError(f"{path} already exists", hint="name another file for the trace")
 
 
 def _n_vocab(model: Any) -> int:
@@ -205,7 +205,7 @@ def _model(
         api.llama_model_free(model)
         raise failures[0]
     if not model:
-        raise _refused(f"{gguf.path}: llama.cpp does not load this file")
+        raise _refused(f"{gguf.path}: llama.cpp can't load this file")
     return model
 
 
@@ -218,7 +218,7 @@ def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) 
     most = min(trained, memory // max(1, cost))
     if options.n_ctx:
         if options.n_ctx > trained:
-            warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
+            warn(f"a context of {options.n_ctx} is longer than the {trained} of the training")
         check_cache_fits(options.n_ctx, cost, memory)
         return options.n_ctx, most
     return context_size(trained, cost, _free_bytes(gguf, options)), most
@@ -231,7 +231,7 @@ def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
         block = CACHE_TYPES[kind].block
         if head_dim % block:
             raise DotsError(
-                f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
+                f"--cache-type-{flag} {kind} needs a head width that is a multiple of {block}, "
                 f"{gguf.path} has {head_dim}",
                 hint=f"use --cache-type-{flag} f16",
             )
@@ -276,7 +276,7 @@ def _context(
     context = api.llama_init_from_model(model, params)
     if not context:
         raise _refused(
-            f"{path}: llama.cpp makes no context of {n_ctx} tokens with caches of "
+            f"{path}: llama.cpp can't create a context of {n_ctx} tokens with cache types "
             f"{options.cache_type_k} and {options.cache_type_v}"
         )
     return context
@@ -290,4 +290,6 @@ def _number(metadata: Mapping[str, object], key: str) -> int:
 
 def _refused(message: str) -> DotsError:
     said = log().complaints()
-    return DotsError(message, hint=f"it says: {'; '.join(said)}" if said else "run again with -v")
+    return DotsError(
+        message, hint=f"llama.cpp says: {'; '.join(said)}" if said else "run again with -v"
+    )

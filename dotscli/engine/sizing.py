@@ -38,8 +38,8 @@ def check_cache_fits(n_ctx: int, token_bytes: int, free_bytes: int) -> None:
     wanted = n_ctx * token_bytes
     if wanted > free_bytes:
         raise DotsError(
-            f"a context of {n_ctx} tokens takes {wanted / GIB:.1f} GiB of cache, "
-            f"{free_bytes / GIB:.1f} GiB are free",
+            f"a context of {n_ctx} tokens needs {wanted / GIB:.1f} GiB of cache, "
+            f"only {free_bytes / GIB:.1f} GiB are free",
             hint="use a smaller --ctx-size, or --cache-type-k q8_0 --cache-type-v q8_0",
         )
 
