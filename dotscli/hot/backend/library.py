@@ -42,6 +42,8 @@ class Counters(ctypes.Structure):
             "uploaded_nbytes",
             "streamed_experts",
             "streamed_nbytes",
+            "direct_nbytes",
+            "spared_layers",
             "cpu_ns",
             "device_ns",
             "wait_ns",
