@@ -43,13 +43,13 @@ def find(name: str, models: Path) -> Path | None:
                 _check_split(candidate)
                 return candidate
     known = names(models)
-    there = f"in {models} there are: {', '.join(known[:MAX_LISTED])}" if known else ""
+    there = f"{models} has: {', '.join(known[:MAX_LISTED])}" if known else ""
     there += ", ..." if len(known) > MAX_LISTED else ""
     raise DotsError(
-        f"there is no model {name}",
+        f"model {name} not found",
         hint=there
         or f"give the path of a GGUF file, or put one into {models} and use its name; "
-        "without -m the built-in nano model answers",
+        "without -m, the built-in nano model is used",
     )
 
 
@@ -67,14 +67,14 @@ def _in_folder(folder: Path) -> Path:
     found = sorted(folder.glob("*.gguf"))
     if (folder / "config.json").is_file() and not found:
         raise DotsError(
-            f"{folder} is a checkpoint, which llama.cpp can't run as it is",
+            f"{folder} is a checkpoint, and llama.cpp runs only GGUF files",
             hint=f"dots quantize {folder} -o {folder.resolve().name}.gguf",
         )
     first = [path for path in found if not (m := SPLIT.fullmatch(path.name)) or int(m[2]) == 1]
     if len(first) != 1:
         raise DotsError(
-            f"{folder} is a folder with {len(first) or 'no'} models",
-            hint="give one file: " + " ".join(path.name for path in first[:4])
+            f"{folder} contains {len(first) or 'no'} models",
+            hint="choose one of: " + " ".join(path.name for path in first[:4])
             if first
             else "give the path of a GGUF file",
         )
@@ -87,7 +87,9 @@ def _check_split(path: Path) -> None:
     match = SPLIT.fullmatch(path.name)
     if match is not None and int(match[2]) != 1:
         first = path.with_name(f"{match[1]}-00001-of-{match[3]}.gguf")
-        raise DotsError(f"{path} is part {int(match[2])} of a split model", hint=f"give {first}")
+        raise DotsError(
+            f"{path} is part {int(match[2])} of a split model", hint=f"give the first part: {first}"
+        )
 
 
 def fingerprint(checkpoint: Path) -> str:

@@ -44,7 +44,7 @@ def chat_template(folder: Path) -> str:
         raise DotsError(f"{path}: chat_template is {shown(text)}, expected a string")
     if len(text) > MAX_NBYTES or "\0" in text:
         raise DotsError(
-            f"{path}: the chat template is longer than {MAX_NBYTES} or holds zero bytes"
+            f"{path}: the chat template is longer than {MAX_NBYTES} or contains NUL bytes"
         )
     try:
         text.encode("utf-8")

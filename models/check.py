@@ -23,7 +23,7 @@ MAX_LAYERS, MAX_EXPERTS = 512, 1024  # LLAMA_MAX_LAYERS, LLAMA_MAX_EXPERTS
 MAX_WIDTH = 1 << 24
 MIN_ROPE_FACTOR = 1e-3
 SIGMOID = 2
-HINT = "write it again with: dots quantize CHECKPOINT"
+HINT = "quantize it again with: dots quantize CHECKPOINT"
 
 # Every key is (value type, least, most) and has to be there.
 REQUIRED: dict[str, tuple[int, float, float]] = {
@@ -73,7 +73,7 @@ def check_dots1(gguf: GgufFile) -> None:
         _check_key(gguf, f"dots1.{key}", wanted, required=False)
     for key in NOT_DOTS1:
         if f"dots1.{key}" in gguf.metadata:
-            raise _wrong(gguf, f"dots1.{key}", "not to be there")
+            raise _wrong(gguf, f"dots1.{key}", "absent")
     _check_rope_scaling(gguf)
     _check_routing(gguf)
     check_tokens(gguf)
@@ -85,12 +85,12 @@ def _check_architecture(gguf: GgufFile) -> None:
     if gguf.metadata.get("general.type") == "imatrix":
         raise DotsError(
             f"{gguf.path} is an importance matrix, not a model",
-            hint=f"it is for: dots quantize CHECKPOINT --imatrix {shlex.quote(str(gguf.path))}",
+            hint=f"use it with: dots quantize CHECKPOINT --imatrix {shlex.quote(str(gguf.path))}",
         )
     if found != "dots1":
         raise DotsError(
             f"{gguf.path} holds a model of architecture {shown(found)}",
-            hint="dots runs GGUFs of dots.llm1 (architecture dots1) only",
+            hint="dots runs only GGUFs of dots.llm1 (architecture dots1)",
         )
 
 
@@ -201,4 +201,4 @@ def _number(gguf: GgufFile, key: str) -> int:
 
 def _wrong(gguf: GgufFile, key: str, wanted: str) -> DotsError:
     value = gguf.metadata[key]
-    return DotsError(f"{gguf.path}: {key} is {shown(value)}, it has to be {wanted}", hint=HINT)
+    return DotsError(f"{gguf.path}: {key} is {shown(value)}, it must be {wanted}", hint=HINT)

@@ -9,7 +9,7 @@ from dotscli.errors import DotsError
 from dotscli.models.gguf_file import GgufFile, GgufTensor
 from dotscli.models.tensors import Naming, tensor_specs
 
-HINT = "write it again with: dots quantize CHECKPOINT"
+HINT = "quantize it again with: dots quantize CHECKPOINT"
 
 # Weights of these types have kernels for every place where dots1 uses them; NVFP4 would need
 # tensors of scales beside it, the others in gguf_type are no types of weights.
@@ -80,5 +80,5 @@ def _accept_joined_attention(
 def _check_type(gguf: GgufFile, tensor: GgufTensor) -> None:
     vector = len(tensor.shape) == 1 or ".ffn_gate_inp." in tensor.name
     if tensor.type_name not in ({"F32"} if vector else WEIGHTS):
-        reason = "router, norms and bias are F32" if vector else "no weight has this type"
+        reason = "router, norms and bias are F32" if vector else "not a type for weights"
         raise DotsError(f"{gguf.path}: {tensor.name} is {tensor.type_name}; {reason}", hint=HINT)

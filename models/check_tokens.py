@@ -13,7 +13,7 @@ MAX_TOKEN = 2048  # bytes; llama.cpp's grammars recurse once per character of a 
 MAX_TEMPLATE = 1 << 20
 TOKEN_TYPES = range(1, 6)  # enum llama_token_type: normal, unknown, control, user-defined, unused
 FLAGS = ("add_bos_token", "add_eos_token", "add_space_prefix")
-HINT = "write it again with: dots quantize CHECKPOINT"
+HINT = "quantize it again with: dots quantize CHECKPOINT"
 
 
 def check_tokens(gguf: GgufFile) -> None:
@@ -29,7 +29,7 @@ def check_tokens(gguf: GgufFile) -> None:
         raise DotsError(f"{gguf.path}: {TOKENS} has {len(tokens)} tokens", hint=HINT)
     if tokens.longest > MAX_TOKEN:
         raise DotsError(
-            f"{gguf.path}: a token of {tokens.longest} bytes, at most {MAX_TOKEN} work", hint=HINT
+            f"{gguf.path}: a token of {tokens.longest} bytes, the limit is {MAX_TOKEN}", hint=HINT
         )
     _check_distinct(gguf, tokens.byte_strings())
     types = _array(gguf, "tokenizer.ggml.token_type", INT32)
@@ -46,7 +46,9 @@ def check_tokens(gguf: GgufFile) -> None:
     _check_special(gguf, len(tokens))
     template = gguf.metadata.get("tokenizer.chat_template", "")
     if not isinstance(template, str) or len(template) > MAX_TEMPLATE:
-        raise DotsError(f"{gguf.path}: tokenizer.chat_template is no text of usual size", hint=HINT)
+        raise DotsError(
+            f"{gguf.path}: tokenizer.chat_template is not a text of reasonable size", hint=HINT
+        )
 
 
 def _check_text(gguf: GgufFile, key: str, wanted: str) -> None:
@@ -84,7 +86,7 @@ def _check_distinct(gguf: GgufFile, tokens: list[bytes]) -> None:
         raise DotsError(f"{gguf.path}: token {number} is not UTF-8", hint=HINT) from error
     if joined.count(b"\0") != len(tokens) - 1:  # llama.cpp cuts them there: two may become one
         number = next(i for i, token in enumerate(tokens) if b"\0" in token)
-        raise DotsError(f"{gguf.path}: token {number} has a zero byte in it", hint=HINT)
+        raise DotsError(f"{gguf.path}: token {number} contains a NUL byte", hint=HINT)
     if len(set(tokens)) == len(tokens) and b"" not in tokens:
         return
     seen: set[bytes] = set()
@@ -119,4 +121,4 @@ def _check_special(gguf: GgufFile, n_tokens: int) -> None:
                 )
     for flag in FLAGS:
         if gguf.types.get(f"tokenizer.ggml.{flag}", BOOL) != BOOL:
-            raise DotsError(f"{gguf.path}: tokenizer.ggml.{flag} is no bool", hint=HINT)
+            raise DotsError(f"{gguf.path}: tokenizer.ggml.{flag} is not a bool", hint=HINT)

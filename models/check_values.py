@@ -33,8 +33,8 @@ def check_vectors(gguf: GgufFile) -> None:
                     if not math.isfinite(sum(values)):  # in doubles, whose range floats don't leave
                         raise DotsError(
                             f"{part.path}: {tensor.name} holds a value that is not finite",
-                            hint="the file is damaged: dots verify says what else is; fetch or "
-                            "write it again",
+                            hint="the file is damaged: dots verify shows what else is; download or "
+                            "quantize it again",
                         )
         except (OSError, TypeError) as error:  # TypeError: cut off in the middle of a float
             reason = getattr(error, "strerror", None) or "it was cut off"

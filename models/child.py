@@ -84,7 +84,7 @@ class Child:
         """
         frame = packed(question)
         if len(frame) > MAX_FRAME:
-            raise ChildError("bytes", f"{len(frame)} bytes, at most {MAX_FRAME} work")
+            raise ChildError("bytes", f"{len(frame)} bytes, the limit is {MAX_FRAME}")
         with self._lock:
             running = self._started()
             try:

@@ -71,7 +71,7 @@ class Dots1:
         """Read folder/config.json. Raises DotsError with the file, the key and the value."""
         path = folder / "config.json"
         if not path.exists():
-            what = "holds no config.json" if folder.is_dir() else "is no checkpoint folder"
+            what = "holds no config.json" if folder.is_dir() else "is not a checkpoint folder"
             raise DotsError(
                 f"{folder} {what}",
                 hint="give the folder of a dots.llm1 checkpoint: config.json, tokenizer.json, "
@@ -132,7 +132,7 @@ class Dots1:
 
 
 def _check_kind(values: Values) -> None:
-    hint = "dots converts dots.llm1 (model_type dots1) only"
+    hint = "dots converts only dots.llm1 (model_type dots1)"
     if values.text("model_type") != "dots1":
         error = values.wrong("model_type", '"dots1"')
         raise DotsError(error.message, hint=hint)
@@ -151,7 +151,7 @@ def _check_attention(values: Values, n_heads: int, n_layers: int) -> None:
     if values.integer("num_key_value_heads", 1, 4096) != n_heads:
         error = values.wrong("num_key_value_heads", f"{n_heads}, the number of attention heads")
         raise DotsError(
-            error.message, hint="llama.cpp loads a dots1 with plain multi-head attention only"
+            error.message, hint="llama.cpp loads a dots1 only with plain multi-head attention"
         )
     if values.has("layer_types"):
         kinds = values.array("layer_types")

@@ -92,7 +92,7 @@ class ByteReader:
         """An error that names file and byte."""
         return DotsError(
             f"{self.path}: {what} (at byte {self.position})",
-            hint="the file is damaged or no GGUF; fetch or write it again",
+            hint="the file is damaged or not a GGUF; download or quantize it again",
         )
 
     def take(self, nbytes: int, what: str) -> bytes:

@@ -108,7 +108,7 @@ def read_gguf(path: Path) -> GgufFile:
         if shard.metadata.get("split.no") != number or shard.types["split.no"] != 2:
             raise DotsError(
                 f"{shard.path}: split.no is {shown(shard.metadata.get('split.no'))}, not {number}",
-                hint="the shards are mixed up; fetch or write them again",
+                hint="the shards are mixed up; download or quantize them again",
             )
     for shard in others:
         tensors += shard.tensors
@@ -147,16 +147,16 @@ def read_one(path: Path) -> GgufFile:
         with path.open("rb") as file:  # not mapped: a file that is cut meanwhile would be a signal
             size = os.fstat(file.fileno()).st_size
             if size == 0:
-                raise DotsError(f"{path} is empty", hint="fetch or write it again")
+                raise DotsError(f"{path} is empty", hint="download or quantize it again")
             for nbytes in (_USUAL_NBYTES, MAX_HEADER_NBYTES):
                 file.seek(0)
                 with contextlib.suppress(TooShortError):
                     return _parse(ByteReader(file.read(nbytes), path, size), path)
     except OSError as error:
-        raise DotsError(f"{path} cannot be read: {error.strerror or error}") from error
+        raise DotsError(f"{path} can't be read: {error.strerror or error}") from error
     raise DotsError(
         f"{path}: the header is longer than {MAX_HEADER_NBYTES >> 20} MiB, or was cut off just now",
-        hint="the file is damaged; fetch or write it again",
+        hint="the file is damaged; download or quantize it again",
     )
 
 
@@ -169,7 +169,7 @@ def _parse(reader: ByteReader, path: Path) -> GgufFile:
     for number in range(n_keys):
         key = reader.name(f"key {number}", MAX_KEY)
         if key in metadata:
-            raise reader.bad(f"the key {key} comes twice")
+            raise reader.bad(f"the key {key} appears twice")
         types[key], metadata[key] = _read_value(reader, key)
     alignment = _alignment(reader, metadata, types)
     tensors = tuple(_read_tensors(reader, n_tensors, alignment))
@@ -179,7 +179,7 @@ def _parse(reader: ByteReader, path: Path) -> GgufFile:
         if end > reader.size:
             raise DotsError(
                 f"{path}: {tensor.name} ends at byte {end} and the file at {reader.size}",
-                hint="the file was cut off; fetch or write it again",
+                hint="the file is truncated; download or quantize it again",
             )
     return GgufFile(path, version, metadata, types, tensors, data_offset, reader.size, (path,))
 
@@ -196,7 +196,7 @@ def _read_preamble(reader: ByteReader) -> int:
         swapped = int.from_bytes(struct.pack("<I", int(version)), "big")
         kind = " with the bytes of a big-endian machine" if swapped == VERSION else ""
         raise DotsError(
-            f"{reader.path}: GGUF version {swapped if kind else version}{kind}, only 3 works",
+            f"{reader.path}: GGUF version {swapped if kind else version}{kind}, but only 3 works",
             hint="convert it again with a current converter",
         )
     return VERSION
@@ -234,7 +234,7 @@ def _read_tensors(reader: ByteReader, count: int, alignment: int) -> Iterator[Gg
     for number in range(count):
         name = reader.name(f"the name of tensor {number}", MAX_NAME)
         if name in seen:
-            raise reader.bad(f"the tensor {name} comes twice")
+            raise reader.bad(f"the tensor {name} appears twice")
         seen.add(name)
         tensor = _read_tensor(reader, name)
         # llama.cpp wants them back to back, which also means that they cannot overlap
@@ -247,7 +247,7 @@ def _read_tensors(reader: ByteReader, count: int, alignment: int) -> Iterator[Gg
 def _read_tensor(reader: ByteReader, name: str) -> GgufTensor:
     n_dims = int(reader.number(SCALARS[UINT32], f"the dimensions of {name}"))
     if not 1 <= n_dims <= 4:
-        raise reader.bad(f"{name} has {n_dims} dimensions, 1 to 4 are possible")
+        raise reader.bad(f"{name} has {n_dims} dimensions, it must have 1 to 4")
     shape = []
     elements = 1
     for _ in range(n_dims):

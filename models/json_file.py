@@ -63,9 +63,7 @@ def check_count(text: bytes | str, origin: str) -> None:
     else:
         count = text.count(",") + text.count("[") + text.count("{")
     if count > MAX_VALUES:
-        raise DotsError(
-            f"{origin} holds more than {MAX_VALUES} values, too many for what it should be"
-        )
+        raise DotsError(f"{origin} has more than {MAX_VALUES} values, the limit for such a file")
 
 
 def read_object(path: Path, max_nbytes: int = MAX_JSON_NBYTES) -> dict[str, object]:
@@ -81,9 +79,7 @@ def read_object(path: Path, max_nbytes: int = MAX_JSON_NBYTES) -> dict[str, obje
     except OSError as error:
         raise DotsError(f"{path} can't be read: {error.strerror}") from None
     if len(text) > max_nbytes:
-        raise DotsError(
-            f"{path} is larger than {max_nbytes} bytes, too large for what it should be"
-        )
+        raise DotsError(f"{path} is larger than {max_nbytes} bytes, the limit for such a file")
     return parse_object(text, str(path))
 
 
@@ -93,7 +89,7 @@ def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise ValueError(f"the key {shown(key)} occurs twice in one object")
+                raise ValueError(f"the key {shown(key)} appears twice in one object")
             seen.add(key)
     return values
 

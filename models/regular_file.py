@@ -24,15 +24,15 @@ _KINDS = (
 def other_kind(path: Path) -> str:
     """What a path leads to if that is no regular file: "a FIFO", say; "" if it is, or isn't there.
 
-    Links are followed; one that leads nowhere is "a link that leads nowhere".
+    Links are followed; one that leads nowhere is "a dangling link".
     """
     try:
         mode = path.stat().st_mode
     except (OSError, ValueError):
-        return "a link that leads nowhere" if os.path.islink(path) else ""  # noqa: PTH114  # NUL bytes
+        return "a dangling link" if os.path.islink(path) else ""  # noqa: PTH114  # NUL bytes
     if stat.S_ISREG(mode):
         return ""
-    return next((name for matches, name in _KINDS if matches(mode)), "no regular file")
+    return next((name for matches, name in _KINDS if matches(mode)), "a special file")
 
 
 def check_replaceable(path: Path, hint: str = "name a file with --output") -> None:

@@ -58,7 +58,7 @@ class Vocab:
         if folder.is_dir() and not path.exists():
             raise DotsError(
                 f"{folder} holds no tokenizer.json",
-                hint="the fast tokenizer's file is needed; vocab.json with merges.txt is not read",
+                hint="the fast tokenizer's file is needed; vocab.json and merges.txt are not read",
             )
         values = Values(read_object(path), str(path))
         bpe = values.section("model")
@@ -106,7 +106,7 @@ def _check_id(i: object, text: object, vocab_size: int, origin: str) -> int:
         raise DotsError(
             f"{origin}: the token {shown(text)} has the id {i}, but config.json says "
             f"vocab_size {vocab_size}",
-            hint="tokenizer.json and config.json are of different models",
+            hint="tokenizer.json and config.json belong to different models",
         )
     return i
 
@@ -119,7 +119,7 @@ def _check_text(text: object, origin: str) -> str:
     except UnicodeEncodeError:
         raise DotsError(f"{origin}: the token {shown(text)} is not valid Unicode") from None
     if "\0" in text:
-        raise DotsError(f"{origin}: the token {shown(text)} contains a zero character")
+        raise DotsError(f"{origin}: the token {shown(text)} contains a NUL character")
     return text
 
 
@@ -177,7 +177,7 @@ def _check_bytes(texts: dict[int, str], origin: str) -> None:
         byte = byte_letters().index(min(missing))
         raise DotsError(
             f"{origin}: no token for the byte 0x{byte:02x} ({len(missing)} bytes have none), "
-            "so some texts could not be written in tokens"
+            "so some texts could not be tokenized"
         )
 
 
@@ -196,7 +196,7 @@ def _merges(bpe: Values, texts: dict[int, str]) -> tuple[str, ...]:
         for text in (left, right, left + right):
             if text not in known:
                 raise DotsError(
-                    f"{bpe.origin}: merge {rank} needs the token {shown(text)}, which is not there"
+                    f"{bpe.origin}: merge {rank} needs the token {shown(text)}, which is missing"
                 )
         merges.append(f"{left} {right}")
     return tuple(merges)
@@ -232,7 +232,7 @@ def _disagreements(config: Values, tokens: tuple[str, ...]) -> tuple[str, ...]:
         if found != text:
             warnings.append(
                 f"{config.origin} calls token {key} {shown(text)}, tokenizer.json {shown(found)}: "
-                "tokenizer.json is taken"
+                "tokenizer.json is used"
             )
     return tuple(warnings)
 

@@ -123,8 +123,8 @@ def _plan(path: Path, found: dict[str, GgufTensor], given: Input) -> Plan:
         if tensor.shape != spec.shape[::-1] or kind is None:
             raise DotsError(
                 f"{path}: {spec.name} is {list(tensor.shape)} as {tensor.type_name}, the "
-                f"input {given.source.origin} makes {list(spec.shape[::-1])}",
-                hint="the file is of another model, or in a type that dots does not write",
+                f"input {given.source.origin} gives {list(spec.shape[::-1])}",
+                hint="the file belongs to another model, or uses a type that dots does not write",
             )
         tensors.append(TensorPlan(spec, kind, tensor.nbytes, 0))
     if found:

@@ -58,7 +58,7 @@ def job_size(plan: Plan, threads: int, max_memory: int) -> int:
     if size < longest:
         needed = BASE_NBYTES + threads * JOB_NBYTES_PER_WEIGHT * longest
         raise DotsError(
-            f"{max_memory / 1e6:.0f} MB are too little memory for {threads} threads",
+            f"{max_memory / 1e6:.0f} MB is too little memory for {threads} threads",
             hint=f"--max-memory {needed // 1_000_000 + 1}M, or fewer --threads",
         )
     return min(JOB_SIZE, size)

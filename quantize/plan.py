@@ -141,9 +141,9 @@ def _lost_twice(tensors: Sequence[TensorPlan], source: Source) -> tuple[str, ...
     if not found:
         return ()
     return (
-        f"{len(found)} of {len(tensors)} tensors are stored as "
-        f"{', '.join(sorted(set(found.values())))} already and lose a second time; from the "
-        "published weights in bf16 the file would be better",
+        f"{len(found)} of {len(tensors)} tensors are already stored as "
+        f"{', '.join(sorted(set(found.values())))} and lose precision again; quantizing the "
+        "published bf16 weights would give a better file",
     )
 
 

@@ -87,12 +87,12 @@ class Request:
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= MAX_THREADS:
             raise DotsError(
-                f"--threads {self.threads} is no number of threads",
-                hint=f"give 1 to {MAX_THREADS}; 0 takes every core",
+                f"--threads {self.threads} is out of range",
+                hint=f"give 1 to {MAX_THREADS}, or 0 for all cores",
             )
         if len(self.tensor_types) > MAX_TENSOR_TYPES:
             raise DotsError(
-                f"{len(self.tensor_types)} of --tensor-type are more than {MAX_TENSOR_TYPES}",
+                f"{len(self.tensor_types)} --tensor-type options, the limit is {MAX_TENSOR_TYPES}",
                 hint="one regular expression can match many tensors",
             )
         for flag, nbytes in (
@@ -100,4 +100,4 @@ class Request:
             ("--split-max-size", self.split_max_size),
         ):
             if nbytes is not None and nbytes <= 0:
-                raise DotsError(f"{flag} is {nbytes} bytes", hint=f"e.g. {flag} 4G")
+                raise DotsError(f"{flag} {nbytes} bytes is out of range", hint=f"e.g. {flag} 4G")

@@ -67,7 +67,7 @@ def plan_steps(request: Request) -> Generator[Measuring | Fit, None, Plan]:
             given.source.close()
     elif request.budget is not None:
         raise DotsError(
-            f"{path} holds no safetensors, and a budget is spent by measuring the weights",
+            f"{path} has no safetensors, and --bpw and --size need weights to measure",
             hint="plan a preset with --type, or give the whole checkpoint",
         )
     else:

@@ -199,13 +199,13 @@ def _read(fd: int, matrix: Matrix, at: int, nbytes: int) -> bytes:
     except OSError as error:
         raise DotsError(f"{matrix.path}: {matrix.label} can't be read: {error.strerror}") from None
     if len(data) < nbytes:
-        raise DotsError(f"{matrix.path} became shorter while it was being read")
+        raise DotsError(f"{matrix.path} shrank while it was being read")
     return data
 
 
 _REARRANGED = (
-    "the list of tensors is not the one that was written: another program made this file anew, or "
-    "its header is damaged; its checksums say nothing"
+    "the list of tensors is not the one that was written: another program rewrote the file, or "
+    "its header is damaged; its checksums prove nothing"
 )
 _CHANGED = "the metadata was changed after the file was written, or is damaged"
 _WITHOUT = (

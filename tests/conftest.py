@@ -74,7 +74,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     Such a device counts as a GPU from then on, and one whose worker is gone ends the process of
     whoever asks how much memory it has.
     """
-    items.sort(key=lambda item: item.path.name in ("test_hot_exact.py", "test_hot_stream.py"))
+    last = ("test_hot_exact.py", "test_hot_stream.py", "test_hot_uploads.py")
+    items.sort(key=lambda item: item.path.name in last)
 
 
 @pytest.fixture(scope="session")

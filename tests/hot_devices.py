@@ -53,6 +53,8 @@ class LaggingDevice:
         )  # fmt: skip
         self.library = ctypes.CDLL(str(target))
         libllama = ctypes.CDLL(str(library.llama_path()))
+        for function in (self.library.lag_uploaded_nbytes, self.library.lag_largest_upload):
+            function.restype = ctypes.c_uint64
         assert self.library.lag_start(ctypes.c_void_p(libllama._handle)) == 0
 
     @contextmanager
@@ -75,6 +77,29 @@ class LaggingDevice:
 
     def n_pinned_buffers(self) -> int:
         return int(self.library.lag_n_pinned_buffers())
+
+    @contextmanager
+    def with_plain_memory_for_pinned(self) -> Iterator[None]:
+        self.library.lag_offer_pinned(2)
+        yield
+        self.library.lag_offer_pinned(0)
+
+    def n_plain_buffers(self) -> int:
+        """Those that were handed out for pinned ones and have not been given back."""
+        return int(self.library.lag_n_plain_buffers())
+
+    @contextmanager
+    def slow_uploads(self, *, pinned: bool, pause_us: int = 3000) -> Iterator[None]:
+        """Every upload out of pinned memory takes that much longer, or out of any other."""
+        self.library.lag_set_extra_pause_us(int(pinned), pause_us)
+        yield
+        self.library.lag_set_extra_pause_us(int(pinned), 0)
+
+    def uploaded_nbytes(self, *, pinned: bool) -> int:
+        return int(self.library.lag_uploaded_nbytes(int(pinned)))
+
+    def largest_upload(self, *, pinned: bool) -> int:
+        return int(self.library.lag_largest_upload(int(pinned)))
 
 
 class _ThreadpoolParams(ctypes.Structure):

@@ -137,9 +137,9 @@ def test_an_override_keeps_its_type_and_the_rest_is_spent_around_it() -> None:
 
 
 def test_a_budget_that_is_too_small_says_what_is_possible() -> None:
-    with pytest.raises(DotsError, match=r"3\.000 bits per weight are too little") as caught:
+    with pytest.raises(DotsError, match=r"3\.000 bits per weight is too little") as caught:
         real_fit(3.0)
-    assert "the least possible are 3.7" in caught.value.hint
+    assert "the minimum is 3.7" in caught.value.hint
     assert "more than 8.5" in caught.value.hint
 
 
@@ -296,12 +296,12 @@ def test_the_command_shows_the_choice_and_the_file_has_its_name(
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [
-        (["--bpw", "5", "--size", "1G"], 2, "--type, --bpw and --size exclude each other"),
-        (["--bpw", "5", "--type", "q4"], 2, "exclude each other"),
-        (["--bpw", "0"], 2, "--bpw 0 is no number of bits per weight"),
-        (["--bpw", "nan"], 2, "--bpw nan is no number of bits per weight"),
-        (["--bpw", "2"], 1, "hint: the least possible are "),
-        (["--size", "1M"], 1, "1.00 MiB are too little for this model"),
+        (["--bpw", "5", "--size", "1G"], 2, "--type, --bpw and --size can't be combined"),
+        (["--bpw", "5", "--type", "q4"], 2, "can't be combined"),
+        (["--bpw", "0"], 2, "--bpw 0 is out of range"),
+        (["--bpw", "nan"], 2, "--bpw nan is out of range"),
+        (["--bpw", "2"], 1, "hint: the minimum is "),
+        (["--size", "1M"], 1, "1.00 MiB is too little for this model"),
     ],
 )
 def test_what_can_not_be_is_refused(
@@ -316,4 +316,4 @@ def test_a_budget_needs_the_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(tiny.config()))
     done = dots("quantize", str(tmp_path), "--bpw", "5", "--dry-run")
     assert done.exit_status == 1
-    assert "holds no safetensors, and a budget is spent by measuring the weights" in done.stderr
+    assert "has no safetensors, and --bpw and --size need weights to measure" in done.stderr

@@ -156,7 +156,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(
     assert not (here / "out.gguf").exists()
     monkeypatch.setattr(Engine, "collect", collect)
     done = calibrate(small_gguf)
-    assert f"going on: {chunks} of 9 chunks are done" in done.stderr
+    assert f"resuming: {chunks} of 9 chunks are done" in done.stderr
     assert (here / "out.gguf").read_bytes() == (here / "whole.gguf").read_bytes()
     assert not (here / "out.gguf.part").exists()
 
@@ -209,7 +209,7 @@ def test_changed_input_is_noticed(what: str, small_gguf: Path, here: Path) -> No
     part.save()
     assert calibration.Calibration(here / "new.gguf", made_of, ("text.txt",), 256).n_chunks == 1
     changed = made_of | {what: "other"}
-    with pytest.raises(DotsError, match=f"1 chunks of an interrupted run with another {what}"):
+    with pytest.raises(DotsError, match=f"1 chunks of an interrupted run; changed since: {what}"):
         calibration.Calibration(here / "new.gguf", changed, ("text.txt",), 256)
     done = calibrate(small_gguf, out="new.gguf")
     assert done.exit_status == 1
@@ -223,11 +223,11 @@ def test_changed_input_is_noticed(what: str, small_gguf: Path, here: Path) -> No
     [
         (("-c", "8"), 2, "greater than or equal to 16"),
         (("--chunks", "0"), 2, "--chunks is 0"),
-        (("-o", "nowhere/out.gguf"), 1, "nowhere is no folder"),
-        (("-o", "text.txt"), 1, "text.txt exists already"),
-        (("-o", "text.txt", "--force"), 1, "is an input"),
+        (("-o", "nowhere/out.gguf"), 1, "nowhere is not a folder"),
+        (("-o", "text.txt"), 1, "text.txt already exists"),
+        (("-o", "text.txt", "--force"), 1, "is also an input"),
         (("-f", "missing.txt"), 1, "missing.txt can't be read"),
-        (("-c", "32768"), 1, "a chunk takes 32768"),
+        (("-c", "32768"), 1, "one chunk takes 32768"),
     ],
 )
 def test_what_cannot_be_is_said_before_anything_is_loaded(
@@ -242,7 +242,7 @@ def test_what_cannot_be_is_said_before_anything_is_loaded(
 def test_without_a_text_it_is_a_usage_error(small_gguf: Path) -> None:
     done = dots("calibrate", small_gguf)
     assert done.exit_status == 2
-    assert "no text to read" in done.stderr
+    assert "no text to calibrate on" in done.stderr
 
 
 def test_an_existing_file_is_not_replaced(small_gguf: Path, here: Path) -> None:
@@ -327,6 +327,6 @@ def test_values_that_are_not_finite_are_an_error(tmp_path: Path) -> None:
     out = tmp_path / "out.gguf"
     done = dots("calibrate", model, "-f", tmp_path / "text.txt", "-o", out, "-c", "64")
     assert done.exit_status == 1
-    assert "what goes into blk.0.ffn_" in done.stderr
+    assert "the input of blk.0.ffn_" in done.stderr
     assert "is not finite" in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["nan.gguf", "text.txt"]

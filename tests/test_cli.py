@@ -137,7 +137,7 @@ def test_what_is_no_size_is_wrong_usage(text: str, tiny_checkpoint: Path) -> Non
 def test_a_bare_number_is_no_size(words: tuple[str, ...], suggestion: str) -> None:
     done = dots(*words)
     assert done.exit_status == 2
-    assert "without a unit" in done.stderr
+    assert "has no unit" in done.stderr
     assert done.stderr.splitlines()[-1].lower() == f"hint: {suggestion}".lower()
 
 
@@ -236,7 +236,7 @@ def test_a_signal_in_quantize_says_what_is_kept(number: int, status: int, tmp_pa
     assert "Traceback" not in err
     kept = sorted(path.name for path in folder.iterdir())
     assert kept in ([], ["out.gguf.part", "out.gguf.part.journal"])
-    assert ("out.gguf.part: the same command goes on" in err) == bool(kept)
+    assert ("out.gguf.part: run the same command to resume" in err) == bool(kept)
 
 
 def test_doctor_as_json() -> None:
@@ -297,7 +297,7 @@ def test_inspect_an_importance_matrix(tiny_checkpoint: Path, tmp_path: Path) -> 
 def test_inspect_a_checkpoint(tiny_checkpoint: Path) -> None:
     text = dots("inspect", tiny_checkpoint).stdout
     for part in (
-        "checkpoint of a dots.llm1",
+        "dots.llm1 checkpoint",
         "n_routed_experts",
         "<|endofresponse|>",
         "BF16",
@@ -320,7 +320,7 @@ def test_inspect_a_config_alone() -> None:
 
 def test_inspect_a_model(tiny_gguf: Path) -> None:
     done = dots("inspect", tiny_gguf)
-    for part in ("model of architecture dots1", "expert_count", "chat template", "experts down"):
+    for part in ("dots1 model", "expert_count", "chat template", "experts down"):
         assert part in done.stdout
     assert "can't be run" not in done.stdout
     value = dots("inspect", tiny_gguf, "--json").json
@@ -355,7 +355,7 @@ def test_inspect_refuses_what_it_can_not_read(content: bytes, tmp_path: Path) ->
 def test_inspect_what_is_not_there() -> None:
     done = dots("inspect", "no/such/path")
     assert (done.exit_status, done.stdout) == (1, "")
-    assert "there is no no/such/path" in done.stderr
+    assert "no/such/path not found" in done.stderr
 
 
 def test_without_a_model_the_nano_model_is_made_once(
@@ -367,7 +367,7 @@ def test_without_a_model_the_nano_model_is_made_once(
     first = dots(*words, environ=places)
     assert first.exit_status == 0
     assert first.stderr.count("\n") == 1
-    assert "the built-in nano model answers" in first.stderr
+    assert "using the built-in nano model" in first.stderr
     assert "dots quantize PATH/TO/dots.llm1.inst" in first.stderr
     (made,) = (tmp_path / "dots").iterdir()
     assert made.name.startswith("nano-q4-")

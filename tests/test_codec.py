@@ -195,7 +195,7 @@ def test_calls_that_would_abort_the_process_are_refused() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (None, "llama-cpp-python is not installed"),
+        (None, "provides the quantizers, is not installed"),
         (importlib.util.find_spec("json"), "can't be used"),
     ],
 )

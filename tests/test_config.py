@@ -72,7 +72,7 @@ def test_the_example_is_written_once_and_changes_nothing(home: dict[str, str]) -
     path.write_text("temp = 0.5\n")
     again = dots("config", "--init", environ=home)
     assert again.exit_status == 1
-    assert f"{path} exists already" in again.stderr
+    assert f"{path} already exists" in again.stderr
     assert path.read_text() == "temp = 0.5\n"
 
 
@@ -84,7 +84,7 @@ def test_every_line_of_the_example_can_be_put_into_force(home: dict[str, str]) -
     path.write_text(in_force)
     assert in_force.count(" = ") > 40
     facts = dots("config", "--json", environ=home).json
-    assert "is not known" not in (facts["problem"] or "")
+    assert "is unknown" not in (facts["problem"] or "")
     known = {s["option"]: s["value"] for s in facts["settings"]}
     assert {"temp", "hot", "vram", "bpw", "port"} <= set(known)
 
@@ -95,9 +95,9 @@ def test_every_line_of_the_example_can_be_put_into_force(home: dict[str, str]) -
         ("temp = 'warm'", "temp: "),
         ("[prompt]\ntemp = [1]", "temp in [prompt] is not a single value"),
         ("stop = 'END'", "stop is not a list"),
-        ("nonsense = 1", "nonsense is not known"),
+        ("nonsense = 1", "nonsense is unknown"),
         ("temp = ", "Invalid value"),
-        ("vram = 24", "without a unit"),
+        ("vram = 24", "has no unit"),
     ],
 )
 def test_a_broken_config_stops_what_needs_it_and_nothing_that_mends_it(

@@ -39,9 +39,9 @@ def test_advice_says_what_is_wrong(real: ModelCost) -> None:
     def said(gib: int, ram: int, kind: str, n_ctx: int = 8192) -> str:
         return " ".join(advice(place(real, Request(gib * GIB, ram * GIB, n_ctx, kind, kind))))
 
-    assert "short of" in said(0, 64, "q8_0")
+    assert "short by" in said(0, 64, "q8_0")
     assert said(0, 128, "q8_0") == ""
-    assert "layers fit on the device" in said(14, 128, "f16")
+    assert "fit on the device for only" in said(14, 128, "f16")
     assert "-ctk q8_0 -ctv q8_0" in said(14, 128, "f16")
     assert "below 12" in said(16, 128, "q8_0")
     assert "hit rate of 17%" in said(24, 128, "q8_0")

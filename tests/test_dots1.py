@@ -186,11 +186,11 @@ def test_fused_names_may_end_in_weight() -> None:
         (lambda path: None, "holds no config.json"),
         (lambda path: path.write_text("{"), "not valid JSON"),
         (lambda path: path.write_text("[1]"), "holds a list"),
-        (lambda path: path.write_text('{"a": 1, "a": 2}'), '"a" occurs twice'),
+        (lambda path: path.write_text('{"a": 1, "a": 2}'), '"a" appears twice'),
         (lambda path: path.write_text('{"a": NaN}'), "NaN is not a JSON value"),
         (lambda path: path.write_bytes(b'{"a": "\xff"}'), "not valid JSON"),
         (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
-        (lambda path: path.write_text(" " * (1 << 24) + "{}"), "too large"),
+        (lambda path: path.write_text(" " * (1 << 24) + "{}"), "the limit"),
         (lambda path: path.mkdir(), "can't be read"),
     ],
 )

@@ -193,7 +193,7 @@ def test_no_context_is_advised_beyond_what_the_model_was_trained_for(tiny_gguf: 
     much = advised(90_000, "2048")
     assert much.exit_status == 1
     assert "--ctx-size" not in much.stderr
-    assert "give a shorter text: at most 2048 tokens" in much.stderr
+    assert "give a shorter text: the limit here is 2048 tokens" in much.stderr
 
 
 def test_a_full_cache_disk_says_what_is_needed_and_where_else(tmp_path: Path) -> None:

@@ -86,19 +86,19 @@ def test_a_map_in_characters(heat: Path) -> None:
     done = dots("inspect", heat, "--experts")
     assert done.exit_status == 0
     assert done.stdout == (
-        "heat: tokens routed to an expert, against an even share\n"
+        "heat: tokens routed to an expert, relative to an even share\n"
         f"from {heat}\n"
         "\n"
         "      0        bits\n"
         " 1    ++++++++ 3.00\n"
         " 2    xxx@xxxx 0.00\n"
         " 3    x .-+*%x 1.88\n"
-        '      " " 1/8, "+" 1, "@" 8 times, "x" no token\n'
+        '      " " 1/8, "+" 1, "@" 8 times, "x" no tokens\n'
         "\n"
-        "entropy  0.00 bits (layer 2) to 3.00 (layer 1); 3.00 is an even use of all\n"
-        "skew     the hottest tenth of a layer has 4.4 times an even share (layer 2: 8.0)\n"
+        "entropy  0.00 bits (layer 2) to 3.00 (layer 1); 3.00 would be perfectly even\n"
+        "skew     the hottest tenth of a layer gets 4.4 times an even share (layer 2: 8.0)\n"
         "hottest  expert 3 of layer 2 has 100.0% of its layer's tokens\n"
-        "dead     9 of 24 experts got no token\n"
+        "dead     9 of 24 experts got no tokens\n"
         "         layer 2: 0, 1, 2, 4, 5, 6, 7\n"
         "         layer 3: 0, 7\n"
         "\n"
@@ -152,7 +152,7 @@ def test_equal_errors_make_a_map_too() -> None:
 def test_a_report_and_its_model(reported: Path) -> None:
     report = reported / "r.json"
     text = dots("inspect", report, "--experts").stdout
-    assert "columns count all alike, without an importance matrix" in text
+    assert "columns are weighted equally (no importance matrix)" in text
     assert "the worst 10\n" in text
     done = dots("inspect", reported / "o.gguf", "--report", report, "--json")
     value = done.json["error"]
@@ -171,14 +171,14 @@ def test_a_report_of_another_file_is_refused(
     list(quantize_checkpoint(tiny_checkpoint, other, "q8_0"))
     done = dots("inspect", other, "--experts", "--report", reported / "r.json")
     assert done.exit_status == 1
-    assert "is of another file than" in done.stderr
+    assert "does not belong to" in done.stderr
 
 
 def test_heat_that_answers_have_left(reported: Path, tmp_path: Path) -> None:
     model, places = reported / "o.gguf", {"XDG_DATA_HOME": str(tmp_path)}
     done = dots("inspect", model, "--experts", environ=places)
     assert done.exit_status == 0
-    assert "nothing is known of its experts yet" in done.stdout
+    assert "nothing is known about its experts yet" in done.stdout
     assert done.stdout.count("\n") == 1
     assert dots("inspect", model, "--experts", "--json", environ=places).json == {
         "path": str(model), "heat": None, "error": None,

@@ -49,7 +49,7 @@ def test_quantize_verify_and_inspect(folder: Path) -> None:
     assert json.loads(done.stdout)["path"] == str(out)
     done = process("quantize", folder / ODD, "-o", out)
     assert done.returncode == 1
-    assert b"exists already" in done.stderr
+    assert b"already exists" in done.stderr
 
 
 def test_an_interrupted_run_goes_on(folder: Path) -> None:

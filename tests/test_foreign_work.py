@@ -28,7 +28,7 @@ def test_a_foreign_part_is_not_overwritten(tiny_checkpoint: Path, tmp_path: Path
     part = out.with_name("o.gguf.part")
     part.write_bytes(PRECIOUS)
     for restart in (False, True):
-        with pytest.raises(DotsError, match="is no unfinished output of dots") as caught:
+        with pytest.raises(DotsError, match="is not an unfinished output of dots") as caught:
             go_on(tiny_checkpoint, out, restart=restart, force=True)
         assert part.read_bytes() == PRECIOUS
     command = caught.value.hint.removeprefix("move it away: ")
@@ -63,7 +63,7 @@ def test_a_foreign_journal_goes_with_restart_only(tiny_checkpoint: Path, tmp_pat
     journal = out.with_name("o.gguf.part.journal")
     for content in (PRECIOUS, b"\0" * 4096, b"{}\n", b"\n" * 100):
         journal.write_bytes(content)
-        with pytest.raises(DotsError, match=r"journal does not begin like a journal") as caught:
+        with pytest.raises(DotsError, match=r"journal is not a journal of dots") as caught:
             go_on(tiny_checkpoint, out)
         assert caught.value.hint.startswith("--restart")
         assert journal.read_bytes() == content
@@ -154,7 +154,7 @@ def test_a_first_line_of_another_kind_starts_anew(
     if first.get("format") == 1:
         go_on(tiny_checkpoint, out)
     else:
-        with pytest.raises(DotsError, match="does not begin like a journal"):
+        with pytest.raises(DotsError, match="is not a journal of dots"):
             go_on(tiny_checkpoint, out)
         go_on(tiny_checkpoint, out, restart=True)
     assert [path.name for path in tmp_path.iterdir()] == ["o.gguf"]
@@ -184,7 +184,7 @@ def test_calibrate_leaves_a_foreign_part_alone(force: bool, tmp_path: Path) -> N
     for write in (lambda: part.write_bytes(PRECIOUS), lambda: part.write_bytes(b"GGUF"), matrix):
         write()
         before = part.read_bytes()
-        with pytest.raises(DotsError, match="is no interrupted run of dots calibrate"):
+        with pytest.raises(DotsError, match="is not from dots calibrate"):
             Calibration(tmp_path / "new.gguf", {"model": "m"}, ("text.txt",), 256, restart=force)
         assert part.read_bytes() == before
 

@@ -73,7 +73,7 @@ def test_scales_of_activations_are_left_alone(tmp_path: Path) -> None:
 def test_what_is_lost_twice_is_said(tmp_path: Path) -> None:
     fp8, _ = write_pair(tmp_path, CHANNEL)
     (warning,) = plan_checkpoint(fp8).warnings
-    assert "27 of 46 tensors are stored as F8_E4M3 already" in warning
+    assert "27 of 46 tensors are already stored as F8_E4M3" in warning
     assert plan_checkpoint(fp8, "bf16").warnings == ()
     events = list(quantize_checkpoint(fp8, tmp_path / "out.gguf"))
     assert warning in events[0].warnings  # type: ignore[union-attr]
@@ -137,8 +137,8 @@ def with_zero_points(stored: Tensors, dtypes: dict[str, str]) -> None:
     ("change", "message"),
     [
         (without_scale, f"{TENSOR} is F8_E4M3 and has no scales"),
-        (of_another_shape, r"_scale is \[128, 2\] in BF16: no scales for \[256, 160\]"),
-        (of_another_dtype, r"_scale is \[256, 1\] in F64: no scales"),
+        (of_another_shape, r"_scale is \[128, 2\] in BF16, not scales for \[256, 160\]"),
+        (of_another_dtype, r"_scale is \[256, 1\] in F64, not scales"),
         (beside_bf16, r"does not have \(1\): lm_head.weight_scale"),
         (with_zero_points, "does not have .*weight_zero_point"),
     ],
@@ -168,8 +168,8 @@ def changed(config: dict[str, object], **changes: object) -> dict[str, object]:
         (changed(compressed_tensors("channel"), format="pack-quantized"), "pack-quantized"),
         (changed(compressed_tensors("channel"), config_groups={}), "at least one group"),
         (compressed_tensors("group"), 'strategy is "group"'),
-        (compressed_tensors("channel", num_bits=4), "no 8-bit floats"),
-        (compressed_tensors("channel", type="int"), "no 8-bit floats"),
+        (compressed_tensors("channel", num_bits=4), "not 8-bit floats"),
+        (compressed_tensors("channel", type="int"), "not 8-bit floats"),
         (compressed_tensors("block"), "block_structure is null"),
         (compressed_tensors("block", block_structure=[128, 0]), "rows and columns of a block"),
         (changed(DEEPSEEK, weight_block_size=[128]), "rows and columns of a block"),

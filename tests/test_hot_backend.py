@@ -170,7 +170,7 @@ def test_exchanging_by_hand(model: Path) -> None:
         ):
             with pytest.raises(DotsError, match=message):
                 hot.reserve(layer, n_slots)
-        with pytest.raises(DotsError, match="has 3 slots and not 4"):
+        with pytest.raises(DotsError, match="has 3 slots, not 4"):
             hot.set_residents(2, range(4))
         hot.reserve(2, 0)
         assert hot.residents(2) == ()

@@ -196,7 +196,7 @@ def test_a_trace_of_what_is_routed(model: Path, tmp_path: Path) -> None:
     before = trace.read_bytes()
     again = dots(*words, *hot, environ=places)
     assert again.exit_status == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     assert trace.read_bytes() == before
     trace.unlink()
     off = dots(*words, "--hot", "off", environ=places)
@@ -231,7 +231,7 @@ def test_who_asked_hears_why_not(
     [line] = reasons(EngineOptions(hot=HotOptions(heat=tmp_path / "heat.json")))
     assert line.startswith("hot experts are off: llama.cpp sees no GPU here")
     [line] = reasons(EngineOptions(hot=on_cpu(1000)))
-    assert line == "hot experts are off: an expert takes 72.5 KiB"
+    assert line == "hot experts are off: a single expert takes 72.5 KiB"
     monkeypatch.setattr("dotscli.hot.backend.plugin.unavailable", lambda: "ggml 9.9 is not 0.25")
     [line] = reasons(EngineOptions(hot=on_cpu(MIB)))
     assert line == "hot experts are off: ggml 9.9 is not 0.25"
@@ -272,9 +272,9 @@ def test_a_device_without_memory_is_a_warning_and_the_cpu(
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (("--hot", "1M", "--hot-device", "CUDA7"), "unknown device 'CUDA7'"),
+        (("--hot", "1M", "--hot-device", "CUDA7"), "--hot-device 'CUDA7': no such device"),
         (("--hot-device", "CPU"), "no memory of its own"),
-        (("--hot", "lots"), "--hot is 'lots'"),
+        (("--hot", "lots"), "invalid --hot 'lots'"),
     ],
 )
 def test_what_cannot_be_meant_is_one_clear_line(
@@ -329,7 +329,7 @@ def test_more_than_there_is_ends_at_the_margin(
         assert engine.hot is not None
         resident = engine.hot.figures().resident_experts
     assert resident == 2 * MIB // cost.moe_layers[0].expert_nbytes
-    assert said == ["CPU has not 4.00 MiB for hot experts, 2.00 MiB is what can be used"]
+    assert said == ["CPU has only 2.00 MiB free, 4.00 MiB were requested for hot experts"]
 
 
 def test_auto_and_a_device_that_holds_all_or_nothing(gguf: GgufFile, cost: ModelCost) -> None:
@@ -423,7 +423,7 @@ def test_nothing_computed_is_nothing_kept(model: Path, tmp_path: Path) -> None:
 def test_heat_of_another_model_is_refused(model: Path, tmp_path: Path) -> None:
     given = tmp_path / "other.json"
     heat_store.save(Heat({1: np.ones(8)}), given)
-    with pytest.raises(DotsError, match=r"other\.json: the heat of layer 1 is of 8 experts"):
+    with pytest.raises(DotsError, match=r"other\.json: the heat of layer 1 covers 8 experts"):
         load(model, on_cpu(MIB, heat=given))
     heat_store.save(Heat({40: np.ones(N_EXPERTS)}), given)
     with pytest.raises(DotsError, match="heat of another model"):
@@ -437,7 +437,9 @@ def test_a_damaged_heat_file_is_left_alone_with_a_warning(model: Path, tmp_path:
     with load(model, on_cpu(MIB, folder=tmp_path), said) as engine:
         assert len(ids(run(engine))) > 0
     assert len(said) == 1
-    assert said[0].startswith(f"the kept heat is left alone: {path} is no heat file")
+    assert said[0].startswith(
+        f"the saved heat is neither used nor updated: {path} is not a heat file"
+    )
     assert path.read_text() == "{"
 
 

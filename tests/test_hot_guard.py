@@ -100,7 +100,7 @@ def test_a_device_pays_that_saves_half_of_what_hits_cost(
 
 def test_the_finding_says_both_times() -> None:
     assert Comparison(0.1234, 0.1, 0.13, 0.25).describe() == (
-        "they don't pay on this machine: a token took 130 ms with them, 25% hits, "
+        "they don't pay off on this machine: a token took 130 ms with them, 25% hits, "
         "and 123 ms with all experts on the CPU"
     )
 
@@ -160,7 +160,7 @@ def test_what_does_not_pay_is_off_and_stock_is_loaded(model: Path, tmp_path: Pat
         assert len(engine.logits([1, 2, 3])) == 3
         reason = engine.hot_off
     assert said == [f"hot experts are off: {reason}"]
-    assert reason.startswith("they don't pay on this machine: a token took ")
+    assert reason.startswith("they don't pay off on this machine: a token took ")
     [path] = tmp_path.iterdir()  # and no heat: nothing of it counts
     assert path.suffix == guard.SUFFIX
 
@@ -204,7 +204,7 @@ def test_a_size_is_obeyed_and_the_finding_is_said(model: Path, tmp_path: Path) -
             assert engine.hot is not None
             np.testing.assert_array_equal(engine.logits([1, 2, 3]), expected)
         [line] = said
-        assert line.startswith("hot experts are on as asked, but they don't pay on this machine")
+        assert line.startswith("hot experts are on as requested, but they don't pay off")
 
 
 def test_the_comparison_leaves_no_heat_and_no_cache(model: Path, tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_the_comparison_leaves_no_heat_and_no_cache(model: Path, tmp_path: Path)
 def test_doctor_says_what_was_found(model: Path, tmp_path: Path) -> None:
     places = {"XDG_DATA_HOME": str(tmp_path)}
     words = ("prompt", "-m", model, "hi", "-n", "1", "--hot", "64M", "--hot-device", "CPU")
-    assert "but they don't pay on this machine" in dots(*words, environ=places).stderr
+    assert "but they don't pay off on this machine" in dots(*words, environ=places).stderr
     [found] = dots("doctor", "--json", environ=places).json["hot_backend"]["measured"]
     assert (found["model"], found["pays"]) == ("model.gguf", False)
     assert found["on"].startswith("CPU (")

@@ -269,8 +269,8 @@ ZEROS = np.zeros((4, 96), np.float32)
         (_replace(DOWN + ".counts", None), r"has no \.counts"),
         (_replace(DOWN + ".in_sum2", None), r"has no \.in_sum2"),
         (_replace(DOWN + ".counts", np.ones((3, 1), np.float32)), "with 3 counts"),
-        (_replace(DOWN + ".in_sum2", ZEROS.astype(np.float16)), "no F32 matrix"),
-        (_replace(DOWN + ".in_sum2", np.ones((4, 4, 24), np.float32)), "no F32 matrix"),
+        (_replace(DOWN + ".in_sum2", ZEROS.astype(np.float16)), "not an F32 matrix"),
+        (_replace(DOWN + ".in_sum2", np.ones((4, 4, 24), np.float32)), "not an F32 matrix"),
         (_replace(DOWN + ".in_sum2", np.ones((4, 160), np.float32)), "4 x 160, the tensor needs"),
         (lambda tensors: tensors.clear(), "none of the model's tensors"),
     ],
@@ -294,7 +294,7 @@ def test_malformed_matrix_is_refused(
 def test_the_matrix_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> None:
     imatrix = write(tmp_path / "i.gguf", measurements(checkpoint))
     before = imatrix.read_bytes()
-    with pytest.raises(DotsError, match="is an input"):
+    with pytest.raises(DotsError, match="is also an input"):
         make(checkpoint, imatrix, "q4_0", imatrix=imatrix, force=True)
     assert imatrix.read_bytes() == before
 

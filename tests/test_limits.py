@@ -209,7 +209,7 @@ def test_threads_that_cannot_be_started(
 
 def test_a_number_of_threads_has_a_range(tiny_checkpoint: Path, tmp_path: Path) -> None:
     for threads in (-1, 1025):
-        with pytest.raises(DotsError, match=f"--threads {threads} is no number of threads"):
+        with pytest.raises(DotsError, match=f"--threads {threads} is out of range"):
             quantize_checkpoint(tiny_checkpoint, tmp_path / "o.gguf", threads=threads)
 
 

@@ -152,13 +152,13 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "two versions of the weights": (
         lambda f: (f / SINGLE).write_bytes((f / FIRST).read_bytes()), f"holds both {INDEX}",
     ),
-    "shard cut in its data": (cut(FIRST, 30_000), f"{FIRST} is cut: its tensors end at byte"),
+    "shard cut in its data": (cut(FIRST, 30_000), f"{FIRST} is truncated: its tensors end at byte"),
     "shard cut by one byte": (
-        lambda f: cut(FIRST, (f / FIRST).stat().st_size - 1)(f), f"{FIRST} is cut",
+        lambda f: cut(FIRST, (f / FIRST).stat().st_size - 1)(f), f"{FIRST} is truncated",
     ),
-    "shard cut in its header": (cut(FIRST, 100), f"{FIRST} is cut: its header has"),
-    "shard cut in its length": (cut(FIRST, 5), f"{FIRST} is cut: 5 bytes"),
-    "shard is empty": (cut(FIRST, 0), f"{FIRST} is cut: 0 bytes"),
+    "shard cut in its header": (cut(FIRST, 100), f"{FIRST} is truncated: header of"),
+    "shard cut in its length": (cut(FIRST, 5), f"{FIRST} is truncated: 5 bytes"),
+    "shard is empty": (cut(FIRST, 0), f"{FIRST} is truncated: 0 bytes"),
     "bytes behind the last tensor": (cut(FIRST, -7), f"{FIRST} holds 7 bytes that belong to no"),
     "an LFS pointer instead of a shard": (
         lambda f: (f / FIRST).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:"),
@@ -172,7 +172,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "header is a list": (raw_header(b"[]      "), f"{FIRST}: the header holds a list"),
     "header nested without end": (raw_header(b"[" * 200_000), "the header is nested too deeply"),
     "tensor twice in one header": (
-        raw_header(b'{"a": {}, "a": {}}'), '"a" occurs twice in one object',
+        raw_header(b'{"a": {}, "a": {}}'), '"a" appears twice in one object',
     ),
     "tensor without a name": (header(lambda h: h.update({"": {}})), 'a tensor named ""'),
     "tensor that is a number": (header(lambda h: h.update({"x": 7})), "says 7 about x"),
@@ -260,7 +260,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         config(vocab_size=330), "embed_tokens.weight is [320, 64], expected [330, 64]",
     ),
     "dtype F64": (
-        weights(lambda t: None, {DOWN: "F64"}), f"else than BF16, F16, F32 (1): {DOWN} is F64",
+        weights(lambda t: None, {DOWN: "F64"}), f"other than BF16, F16, F32 (1): {DOWN} is F64",
     ),
     "NaN in an expert": (
         weights(put(DOWN, (63, 31), np.nan), "F32"),

@@ -242,7 +242,7 @@ VALUES: dict[str, tuple[Callable[[Gguf], object], str]] = {
     "an empty token": (lambda m: tokens(m, 7, ""), "token 7 is empty"),
     "a token that is not UTF-8": (lambda m: tokens(m, 7, b"\xff"), "token 7"),
     "a token that llama.cpp would read as another": (
-        lambda m: tokens(m, 7, "a\0b"), "token 7 has a zero byte"),
+        lambda m: tokens(m, 7, "a\0b"), "token 7 contains a NUL byte"),
     "a merge with a zero byte": (
         key("tokenizer.ggml.merges", "array:string", ["a b", "a\0 b"]), "merge 1"),
     "a token of 4000 bytes": (lambda m: tokens(m, 7, "x" * 4000), "4000"),
@@ -344,7 +344,7 @@ def test_a_name_that_comes_twice(tmp_path: Path, first: bytes, second: bytes) ->
 def test_a_folder_and_a_missing_file_are_explained(tmp_path: Path) -> None:
     with pytest.raises(DotsError, match="is a folder, not a file"):
         read_gguf(tmp_path)
-    with pytest.raises(DotsError, match="cannot be read"):
+    with pytest.raises(DotsError, match="can't be read"):
         read_gguf(tmp_path / "no.gguf")
 
 

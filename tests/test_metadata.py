@@ -151,7 +151,7 @@ def test_built_in_template_is_known_to_llama_cpp_as_dots() -> None:
         ([], "no template named default"),
         (7, "chat_template is 7"),
         ("x" * ((1 << 20) + 1), "longer than"),
-        ("a\0b", "zero bytes"),
+        ("a\0b", "NUL bytes"),
         ("\ud800", "not valid Unicode"),
     ],
 )

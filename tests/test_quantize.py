@@ -208,7 +208,7 @@ def test_two_runs_never_write_one_file(tiny_checkpoint: Path, tmp_path: Path) ->
 def test_output_that_exists_stays_unless_forced(tiny_checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     out.write_bytes(b"precious")
-    with pytest.raises(DotsError, match="exists already") as caught:
+    with pytest.raises(DotsError, match="already exists") as caught:
         make(tiny_checkpoint, out, "q4_0")
     assert "--force" in caught.value.hint
     assert out.read_bytes() == b"precious"
@@ -231,7 +231,7 @@ def test_the_input_is_never_written(tmp_path: Path) -> None:
         tmp_path / "alias.gguf",
         tmp_path / "alias2.gguf",
     ):
-        with pytest.raises(DotsError, match="is an input"):
+        with pytest.raises(DotsError, match="is also an input"):
             make(folder, out, "q4_0", force=True)
     make(folder, folder / "o.gguf", "q4_0")
     (folder / "o.gguf").unlink()
@@ -240,7 +240,7 @@ def test_the_input_is_never_written(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("out", "message"),
-    [("no/such/o.gguf", "is no folder"), ("", "is a folder")],
+    [("no/such/o.gguf", "is not a folder"), ("", "is a folder")],
 )
 def test_output_place_is_checked_first(
     out: str, message: str, tiny_checkpoint: Path, tmp_path: Path

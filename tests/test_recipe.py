@@ -143,7 +143,7 @@ def test_override_never_reaches_what_stays_float() -> None:
         ("ffn_down=q9_0", "unknown tensor type q9_0"),
         ("ffn_down", "is not REGEX=TYPE"),
         ("=q8_0", "is not REGEX=TYPE"),
-        ("ffn_(down=q8_0", "regular expression is wrong"),
+        ("ffn_(down=q8_0", "invalid regular expression"),
     ],
 )
 def test_override_that_can_not_work_is_refused(override: str, message: str) -> None:

@@ -165,16 +165,16 @@ def test_an_interrupted_run_leaves_no_report(tiny_checkpoint: Path, tmp_path: Pa
 def test_nothing_of_the_users_is_overwritten(tiny_checkpoint: Path, tmp_path: Path) -> None:
     report = tmp_path / "r.json"
     report.write_text("precious")
-    with pytest.raises(DotsError, match=r"r\.json exists already"):
+    with pytest.raises(DotsError, match=r"r\.json already exists"):
         list(events(tiny_checkpoint, tmp_path))
     assert report.read_text() == "precious"
     assert list(tmp_path.iterdir()) == [report]
     list(events(tiny_checkpoint, tmp_path, force=True))
     assert read_report(report)
     for place, message in (
-        (tiny_checkpoint / "config.json", "is an input"),
-        (tmp_path / "x.gguf", "can't be output and report"),
-        (tmp_path / "no" / "r.json", "is no folder"),
+        (tiny_checkpoint / "config.json", "is also an input"),
+        (tmp_path / "x.gguf", "can't be both the output and the report"),
+        (tmp_path / "no" / "r.json", "is not a folder"),
     ):
         run = quantize_checkpoint(
             tiny_checkpoint, tmp_path / "x.gguf", TYPE, report=place, force=True
@@ -187,14 +187,14 @@ def test_nothing_of_the_users_is_overwritten(tiny_checkpoint: Path, tmp_path: Pa
     ("text", "message"),
     [
         ("[1]", "holds a list"),
-        ("{}", "is no report of format 1"),
-        ('{"format": 1, "tensors": [1]}', "a tensor is no object"),
+        ("{}", "is not a report of format 1"),
+        ('{"format": 1, "tensors": [1]}', "a tensor is not an object"),
         ('{"format": 1, "tensors": [{"name": "a"}]}', "no name, type or bytes"),
-        ('{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4}]}', "no number"),
+        ('{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4}]}', "not a number"),
         (
             '{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4, "error": [-1], '
             '"power": [1]}]}',
-            "no number from 0 on",
+            "not a number from 0 up",
         ),
         (
             '{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4, "error": [1, 1], '

@@ -147,11 +147,11 @@ def test_what_is_lost_twice_is_said(sources: dict[str, Path], tmp_path: Path) ->
     assert plan_checkpoint(sources["q4_k_m"], "f16").warnings == ()
     assert plan_checkpoint(sources["q4_k_m"], "q4_k_m").warnings == ()  # copied
     done = dots("quantize", sources["q8_0"], "--dry-run")
-    assert "tensors are stored as Q8_0 already and lose a second time" in " ".join(
+    assert "tensors are already stored as Q8_0 and lose precision again" in " ".join(
         done.stderr.split()
     )
     done = dots("quantize", sources["q8_0"], "-o", tmp_path / "out.gguf")
-    assert "lose a second time" in " ".join(done.stderr.split())
+    assert "lose precision again" in " ".join(done.stderr.split())
 
 
 def test_verify_compares_with_the_gguf_it_was_made_from(
@@ -188,10 +188,10 @@ def test_the_input_is_never_the_output(sources: dict[str, Path], tmp_path: Path)
     os.link(source, tmp_path / "same.gguf")
     before = source.read_bytes()
     for out in ("source.gguf", "link.gguf", "same.gguf"):
-        with pytest.raises(DotsError, match="is an input"):
+        with pytest.raises(DotsError, match="is also an input"):
             make(source, tmp_path / out, "q4_0", force=True)
     parts = gguf_maker.split(tmp_path)
-    with pytest.raises(DotsError, match="is an input"):
+    with pytest.raises(DotsError, match="is also an input"):
         make(parts[0], parts[2], "q4_0", force=True)
     assert source.read_bytes() == before
 

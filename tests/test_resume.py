@@ -225,7 +225,7 @@ def test_another_recipe_starts_anew(
     out = tmp_path / "o.gguf"
     interrupt(checkpoint, out)
     events = go_on(checkpoint, out, **options)
-    assert f"of another run, {message}: starting anew" in warnings(events)
+    assert f"of another run ({message}): starting over" in warnings(events)
     assert resumed(events) is None
     go_on(checkpoint, tmp_path / "fresh.gguf", **options)
     assert out.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
@@ -237,7 +237,7 @@ def test_a_changed_config_starts_anew(checkpoint: Path, tmp_path: Path) -> None:
     interrupt(folder, out)
     (folder / "generation_config.json").write_text('{"top_k": 3}')
     events = go_on(folder, out)
-    assert "config or tokenizer changed: starting anew" in warnings(events)
+    assert "config or tokenizer changed): starting over" in warnings(events)
     assert resumed(events) is None
     go_on(folder, tmp_path / "fresh.gguf")
     assert out.read_bytes() == (tmp_path / "fresh.gguf").read_bytes()
@@ -304,7 +304,7 @@ def test_a_torn_journal_is_read_as_far_as_it_goes(
     path = out.with_name("o.gguf.part.journal")
     path.write_bytes(path.read_bytes()[:cut])
     if cut == 1:  # nothing says that it is a journal
-        with pytest.raises(DotsError, match="does not begin like a journal") as caught:
+        with pytest.raises(DotsError, match="is not a journal of dots") as caught:
             go_on(checkpoint, out)
         assert caught.value.hint.startswith("--restart")
         path.unlink()
@@ -312,7 +312,7 @@ def test_a_torn_journal_is_read_as_far_as_it_goes(
     events = go_on(checkpoint, out)
     found = resumed(events)
     assert (found is None) == (cut >= 0)
-    assert ("damaged: starting anew" in warnings(events)) == (cut > 0)
+    assert ("damaged: starting over" in warnings(events)) == (cut > 0)
     assert found is None or found.n_tensors in range(15, 20)
     assert out.read_bytes() == whole
 
@@ -329,7 +329,7 @@ def test_flipped_bits_in_the_journal(checkpoint: Path, whole: bytes, tmp_path: P
         try:
             go_on(checkpoint, out)
         except DotsError as error:  # the first characters aren't those of a journal any more
-            assert "does not begin like" in error.message
+            assert "is not a journal" in error.message
             go_on(checkpoint, out, restart=True)
         assert out.read_bytes() == whole
         out.unlink()
@@ -342,7 +342,7 @@ def test_a_part_that_is_gone_or_of_another_size(
     part = out.with_name("o.gguf.part")
     interrupt(checkpoint, out)
     part.unlink()
-    assert "is gone: starting anew" in warnings(go_on(checkpoint, out))
+    assert "is gone: starting over" in warnings(go_on(checkpoint, out))
     assert out.read_bytes() == whole
     out.unlink()
     interrupt(checkpoint, out)
@@ -367,10 +367,10 @@ def test_output_that_appears_meanwhile_stays(
     events = quantize_checkpoint(checkpoint, out, "q8_0")
     next(events)
     out.write_bytes(b"precious")
-    with pytest.raises(DotsError, match="appeared meanwhile"):
+    with pytest.raises(DotsError, match="appeared in the meantime"):
         list(events)
     assert out.read_bytes() == b"precious"
-    with pytest.raises(DotsError, match="exists already"):
+    with pytest.raises(DotsError, match="already exists"):
         go_on(checkpoint, out)
     found = resumed(go_on(checkpoint, out, force=True))
     assert found is not None
@@ -414,7 +414,7 @@ def test_a_full_disk_keeps_the_work(
         patch.setattr(os, "pwrite", until_full)
         with pytest.raises(DotsError, match=r"the disk of .*o\.gguf\.part is full") as caught:
             go_on(checkpoint, out, threads=1)
-        assert "give the same command again" in caught.value.hint
+        assert "run the same command again" in caught.value.hint
     found = resumed(go_on(checkpoint, out))
     assert found is not None
     assert found.n_tensors > 0
@@ -450,7 +450,7 @@ def test_the_command_says_how_to_go_on(checkpoint: Path, whole: bytes, tmp_path:
     out = tmp_path / "o.gguf"
     interrupt(checkpoint, out)
     done = dots("quantize", checkpoint, "-o", out, "--type", "q8_0", "--json")
-    assert "going on: 20 tensors are kept" in done.stderr
+    assert "resuming: 20 tensors are kept" in done.stderr
     assert len(done.json["tensors"]) == 94
     assert out.read_bytes() == whole
     out.unlink()

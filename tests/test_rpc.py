@@ -75,8 +75,8 @@ def test_what_is_no_address_is_a_usage_error(model: Path, endpoint: str) -> None
 @pytest.mark.parametrize(
     ("reply", "words"),
     [
-        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 50, "no llama.cpp worker"),
-        (b"", "no llama.cpp worker"),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n" + b"x" * 50, "not a llama.cpp worker"),
+        (b"", "not a llama.cpp worker"),
         (b"\x1c\0\0\0\0\0\0\0\x02\0\0\0" + bytes(24), "version 2.0.0"),
     ],
 )
@@ -92,8 +92,8 @@ def test_a_server_of_another_kind_is_no_crash(
     [
         ((7, 0, 200), 1, "speaks version 7.0.200"),
         ((200, 0, 0), 1, "speaks version 200.0.0"),
-        (None, 0, "no llama.cpp worker"),
-        (None, 1 << 31, "no llama.cpp worker"),
+        (None, 0, "not a llama.cpp worker"),
+        (None, 1 << 31, "not a llama.cpp worker"),
     ],
 )
 def test_a_worker_that_does_not_fit_is_refused(
@@ -226,6 +226,6 @@ def test_an_answer_that_trickles_ends_in_time() -> None:
 
         threading.Thread(target=serve, daemon=True).start()
         started = time.monotonic()
-        with pytest.raises(DotsError, match="says nothing"):
+        with pytest.raises(DotsError, match="has been silent"):
             greet(f"127.0.0.1:{server.getsockname()[1]}", timeout_s=0.5)
         assert time.monotonic() - started < 3

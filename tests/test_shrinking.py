@@ -50,7 +50,7 @@ def test_a_source_that_is_cut_during_the_pass(kind: str, tmp_path: Path) -> None
         list(quantize_checkpoint(folder, source, "bf16"))
     out = tmp_path / "o.gguf"
     whole, changed = cut.read_bytes(), cut.stat()
-    with pytest.raises(DotsError, match=f"{cut} became shorter while it was being read"):
+    with pytest.raises(DotsError, match=f"{cut} shrank while it was being read"):
         cut_on_the_way(source, out, cut)
     assert out.with_name("o.gguf.part.journal").exists()
     done = dots("quantize", source, "-o", out, "--type", "q8_0")

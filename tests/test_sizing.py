@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dotscli.engine.memory import bytes_per_token, check_cache_fits, context_size
 from dotscli.engine.options import EngineOptions, usable_cores
-from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size
 from dotscli.errors import DotsError
 
 GIB = 1 << 30
@@ -34,7 +34,7 @@ def test_no_context_is_longer_than_the_training() -> None:
 
 def test_a_cache_larger_than_the_memory_is_refused_with_both_sizes() -> None:
     check_cache_fits(32768, REAL, 32 * GIB)
-    with pytest.raises(DotsError, match=r"31\.0 GiB of cache, 30\.0 GiB") as caught:
+    with pytest.raises(DotsError, match=r"31\.0 GiB of cache, only 30\.0 GiB") as caught:
         check_cache_fits(32768, REAL, 30 * GIB)
     assert "q8_0" in caught.value.hint
 

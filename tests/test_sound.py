@@ -121,7 +121,7 @@ def test_infinite_logits_are_an_error(tmp_path: Path) -> None:
     path = made.write(tmp_path / "inf.gguf")
     done = dots("prompt", "hi", "-m", path, "-n", "2", "-c", "256", "--temp", "0")
     assert done.exit_status == 1
-    assert "computes no numbers (NaN or infinity)" in done.stderr
+    assert "computes NaN or infinity" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ KINDS: dict[str, Callable[[Path], None]] = {
     "a FIFO": os.mkfifo,
     "a socket": bound,
     "a folder": Path.mkdir,
-    "a link that leads nowhere": lambda path: path.symlink_to("nowhere"),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
 }
 
 
@@ -146,7 +146,7 @@ def test_a_text_may_come_from_a_pipe(tiny_gguf: Path, tmp_path: Path) -> None:
     writer.start()
     assert reading.read_named(pipe, note) == text
     writer.join()
-    assert said == [f"waiting for whoever writes to {pipe}"]
+    assert said == [f"waiting for someone to write to {pipe}"]
 
 
 def test_a_text_has_a_size_limit(

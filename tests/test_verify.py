@@ -52,8 +52,8 @@ def damage(path: Path, *names: str) -> list[Damaged]:
 def test_a_whole_file_is_whole(gguf: Path) -> None:
     done = dots("verify", gguf)
     assert done.exit_status == 0
-    assert done.stdout.startswith("46 tensors, 88 matrices; structure sound; checksums of ")
-    assert done.stdout.endswith("; no difference found.\n")
+    assert done.stdout.startswith("46 tensors, 88 matrices; structure valid; checksums of ")
+    assert done.stdout.endswith("; no differences found.\n")
     assert done.stderr == ""
 
 
@@ -124,7 +124,7 @@ def test_a_file_that_llama_quantize_made_anew(tiny_checkpoint: Path, tmp_path: P
     reference.quantize(bf16, theirs, 2)
     found = damage(theirs)
     assert len(found) == 1
-    assert "another program made this file anew" in found[0].what
+    assert "another program rewrote the file" in found[0].what
 
 
 def test_a_file_without_checksums(copy: Path) -> None:
@@ -191,7 +191,7 @@ def test_against_another_checkpoint(gguf: Path, tmp_path: Path) -> None:
     wider = tiny.write_checkpoint(tmp_path / "wider", n_ff_expert=128)
     done = dots("verify", gguf, "--against", wider)
     assert done.exit_status == 1
-    assert "the file is of another model" in done.stderr
+    assert "the file belongs to another model" in done.stderr
 
 
 @pytest.mark.parametrize("kind", [t for t in TYPES if t.quantized], ids=str)

@@ -142,7 +142,7 @@ SPLIT = ("pre_tokenizer", "pretokenizers", 0)
         (_set("model", "vocab", "zz", value=-1), "has the id -1"),
         (_set("model", "vocab", "zz", value=7), "share the id 7"),
         (_set("model", "vocab", "", value=300), "a token's text is"),
-        (_set("model", "vocab", "\0", value=300), "zero character"),
+        (_set("model", "vocab", "\0", value=300), "NUL character"),
         (_set("model", "vocab", "\ud800", value=300), "not valid Unicode"),
         (lambda t: t["model"]["vocab"].pop("!"), "no token for the byte 0x21"),
         (_set("model", "merges", 3, value="a b c"), "merge 3 is"),

@@ -62,8 +62,8 @@ def end(process: subprocess.Popen[bytes]) -> tuple[int, str]:
 
 def lines_about(address: str) -> str:
     return (
-        f"error: the worker at {address} has gone away\n"
-        "hint: look there for the reason; start one there with: dots worker\n"
+        f"error: the worker at {address} is gone\n"
+        "hint: check that machine for the reason; start one there with: dots worker\n"
     )
 
 
@@ -195,7 +195,7 @@ abort(b"ggml-cuda.cu", 7, b"out of memory")
     )
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
-        "llama.cpp has given up: ggml-cuda.cu:7: out of memory\n",
+        "llama.cpp aborted: ggml-cuda.cu:7: out of memory\n",
         "",
     )
 
@@ -209,7 +209,7 @@ def test_a_signal_ends_the_worker_and_its_stdout_is_one_document(
         worker.process.send_signal(number)
         stdout, stderr = worker.process.communicate(timeout=30)
         assert (worker.process.returncode, stdout) == (status, "")
-        assert "Ctrl-C ends it" in stderr
+        assert "Ctrl-C stops it" in stderr
         assert "Traceback" not in stderr
         assert end(client) == (1, lines_about(worker.address))
 
@@ -264,7 +264,7 @@ def test_it_says_what_it_offers(worker: Worker) -> None:
 
 def test_it_says_how_to_use_it() -> None:
     with on_a_terminal("worker", "--port", "0", columns=100) as screen:
-        said = screen.wait_for("Ctrl-C ends it")
+        said = screen.wait_for("Ctrl-C stops it")
         assert "CPU" in said
         assert "dots chat --rpc 127.0.0.1:" in said
         assert "ssh -N -L" in said
@@ -276,16 +276,16 @@ def test_a_port_in_use_is_refused(worker: Worker) -> None:
     port = worker.address.rpartition(":")[2]
     done = dots("worker", "--port", port)
     assert done.exit_status == 1
-    assert f"127.0.0.1:{port} can't be listened on" in done.stderr
+    assert f"can't listen on 127.0.0.1:{port}" in done.stderr
     assert f"--port {int(port) + 1}" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "status", "words"),
     [
-        (("--host", "192.0.2.1"), 1, "192.0.2.1:50052 can't be listened on"),
-        (("--host", "::1"), 2, "--host ::1 is no IPv4 address"),
-        (("--device", "CUDA7"), 2, "unknown device 'CUDA7'"),
+        (("--host", "192.0.2.1"), 1, "can't listen on 192.0.2.1:50052"),
+        (("--host", "::1"), 2, "--host ::1 is not an IPv4 address"),
+        (("--device", "CUDA7"), 2, "--device 'CUDA7': no such device"),
         (("--port", "65536"), 2, "--port"),
     ],
 )

@@ -28,7 +28,8 @@ UNUSED = re.compile(r"[^/]+/(\.git|vendor/llama\.cpp/(docs|models|media|benches|
 BUILD_NEEDS = ("scikit-build-core", "cmake>=3.24", "ninja")
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 NO_AMX = "-U__AMX_INT8__"  # see the Makefile
-DRIVER_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
+OWN_DRIVER_FOLDER = "/usr/local/nvidia/lib64"  # of containers; nothing else lies there
+DRIVER_FOLDERS = (OWN_DRIVER_FOLDER, "/usr/lib/x86_64-linux-gnu", "/usr/lib64")
 STOP_S = 20  # for compilers to remove what they have half written
 
 
@@ -80,12 +81,18 @@ def environment(site: Path) -> dict[str, str]:
     """The environment in which everything runs that was installed into `site`."""
     cublas = cublas_folder()
     libraries = [cublas / "lib"] if cublas else []
+    libraries += [folder for folder in (Path(OWN_DRIVER_FOLDER),) if folder.is_dir()]
     return {
         **os.environ,
         "PYTHONPATH": _joined(ROOT, site, os.environ.get("PYTHONPATH")),
         "PATH": _joined(site / "bin", *_toolkit(), os.environ.get("PATH")),
         "LD_LIBRARY_PATH": _joined(*libraries, os.environ.get("LD_LIBRARY_PATH")),
     }
+
+
+def hidden(env: dict[str, str]) -> dict[str, str]:
+    """The same without a GPU: llama.cpp computes long batches on one that no layer was sent to."""
+    return {**env, "CUDA_VISIBLE_DEVICES": "", "GGML_VK_VISIBLE_DEVICES": ""}
 
 
 def build(work: Path, site: Path, packed: Path | None, arch: str | None, end: float) -> bool:
@@ -119,6 +126,12 @@ def build(work: Path, site: Path, packed: Path | None, arch: str | None, end: fl
     _pip("install", "--target", site, "--upgrade", *common, *done.glob("*.whl"), env=env)
     _pip("install", "--target", site, "--upgrade", *common, ROOT, env=env)
     return True
+
+
+def install(site: Path, wheels: Sequence[Path], env: dict[str, str]) -> None:
+    """Install wheels that were built elsewhere, and nothing that they ask for."""
+    _pip("install", "--target", site, "--upgrade", "--no-index", "--no-deps", "--no-compile",
+         *wheels, env=env)  # fmt: skip
 
 
 def unpack(work: Path, packed: Path | None) -> None:
@@ -196,20 +209,28 @@ def gpu_arch() -> str:
 
 def run_until(command: Sequence[str], env: dict[str, str], end: float) -> bool:
     """Run a command and whatever it starts until it is done or time is up; whether it is done."""
-    process = subprocess.Popen(command, env=env, start_new_session=True)
-    try:
-        status = process.wait(max(1.0, end - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGINT)  # make and ninja remove what isn't whole
-        try:
-            process.wait(STOP_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-        return False
+    status = wait_until(subprocess.Popen(command, env=env, start_new_session=True), end)
     if status:
         raise SystemExit(f"{' '.join(command)}\nfailed with {status}")
-    return True
+    return status is not None
+
+
+def wait_until(process: subprocess.Popen[bytes], end: float) -> int | None:
+    """The exit status of the leader of a session, or None where it and all it started had to stop.
+
+    Args:
+        end: as time.monotonic() counts.
+    """
+    try:
+        return process.wait(max(1.0, end - time.monotonic()))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGINT)  # make and ninja remove what isn't whole
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return None
 
 
 def _toolkit() -> list[Path]:

@@ -9,21 +9,28 @@ worst token in a hundred is judged, and of the nano model, which is trained, the
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bench.gpu.measure import ALL, once
+from bench.gpu.build import hidden
+from bench.gpu.measure import ALL
 from bench.gpu.model import Routing, facts_of
-from bench.gpu.once import Task
-from bench.lib.measure import ROOT, dots, note, run
+from bench.gpu.task import Task
+from bench.lib.measure import ROOT, note
 from dotscli.engine import Engine, EngineOptions
 from dotscli.hot.model_cost import file_cost
 from dotscli.models.gguf_file import read_gguf
 
+ONCE = "bench.gpu.once"
 NANO = ROOT / "models" / "nano"
+MOST_AT_ONCE = 4  # processes; each has its own copy of a small model
 NANO_TOKENS = 400
 SYNTHETIC_TOKENS = 64
 SMALLEST_CORRELATION = 0.99  # with nano, batches against single tokens on the CPU have 0.998
@@ -102,38 +109,66 @@ def synthetic_task(gguf: Path, device: str, n_threads: int) -> Task:
     return Task(str(gguf), tokens, device, n_ctx=2 * SYNTHETIC_TOKENS, n_threads=n_threads)
 
 
-def check(
-    work: Path, model: Path, device: str, whole: bool, n_threads: int, env: dict[str, str]
+def at_once(n_threads: int) -> int:
+    """Processes of the nano model that don't wait for each other's threads."""
+    return max(1, min(MOST_AT_ONCE, (os.cpu_count() or 1) // n_threads))
+
+
+def check_nano(nano: Path, device: str, n_threads: int, env: dict[str, str]) -> list[Verdict]:
+    """All sides of the trained model, at the same time: nothing here is timed."""
+    task = nano_task(nano, device, n_threads)
+    found = sides(task, file_cost(read_gguf(nano)).experts_nbytes, device)
+    with ThreadPoolExecutor(at_once(n_threads)) as pool:
+        folder = nano.parent
+        runs = {
+            side: pool.submit(computed, each, folder / f"logits-{number}.npy", env)
+            for number, (side, each) in enumerate(found.items())
+        }
+    return judged("nano", {side: run.result() for side, run in runs.items()})
+
+
+def check_synthetic(
+    model: Path, device: str, whole: bool, n_threads: int, env: dict[str, str]
 ) -> list[Verdict]:
-    """All sides of both models.
+    """All sides of the synthetic model, one after the other.
 
     Args:
-        whole: whether the synthetic model fits on the device as a whole.
+        whole: whether it fits on the device as a whole.
     """
-    nano = work / "nano.gguf"
-    if not nano.exists():
-        run([*dots(), "quantize", str(NANO), "-o", str(nano)], env=env)
-    verdicts = []
-    for name, task in (
-        ("nano", nano_task(nano, device, n_threads)),
-        ("synthetic", synthetic_task(model, device, n_threads)),
-    ):
-        nbytes = file_cost(read_gguf(Path(task.model))).experts_nbytes
-        reference = None
-        for side, each in sides(task, nbytes, device).items():
-            if side == "everything on the device" and name == "synthetic" and not whole:
-                continue
-            logits = computed(each, work / "logits.npy", env)
-            if reference is None:
-                reference = logits
-                continue
-            verdicts.append(compare(name, side, reference, logits))
-            note(f"  {verdicts[-1]}")
+    task = synthetic_task(model, device, n_threads)
+    found = sides(task, file_cost(read_gguf(model)).experts_nbytes, device)
+    if not whole:
+        del found["everything on the device"]
+    logits = {side: computed(each, model.with_suffix(".npy"), env) for side, each in found.items()}
+    return judged("synthetic", logits)
+
+
+def judged(model: str, logits: dict[str, Any]) -> list[Verdict]:
+    """Every side against the first."""
+    reference, *others = logits.items()
+    verdicts = [compare(model, side, reference[1], values) for side, values in others]
+    for verdict in verdicts:
+        note(f"  {verdict}")
     return verdicts
 
 
 def computed(task: Task, kept: Path, env: dict[str, str]) -> Any:
-    once(replace(task, logits=str(kept)), env)
+    """Logits [n_tokens, n_vocab], computed in a process of its own.
+
+    Raises:
+        RuntimeError: it failed; with its stderr.
+    """
+    described = json.dumps(asdict(replace(task, logits=str(kept))))
+    if task.n_gpu_layers == 0 and not task.hot_nbytes:
+        env = hidden(env)
+    done = subprocess.run(
+        [sys.executable, "-m", ONCE, described],
+        capture_output=True, text=True, env=env, check=False, cwd=ROOT,
+    )  # fmt: skip
+    if done.returncode:
+        raise RuntimeError(f"{ONCE} failed with {done.returncode}:\n{done.stderr[-3000:]}")
+    for line in json.loads(done.stdout)["notes"]:
+        note(f"  {line}")
     logits = np.load(kept)
     kept.unlink()
     return logits

@@ -1,9 +1,10 @@
-"""Which placements are measured, in which order, and what came out: one process for each.
+"""Which placements are measured, in which order, and what came out: one process for each budget.
 
 A budget is a part of the experts' bytes. Its device memory is what `dots plan` would need to place
-so many experts; stock llama.cpp gets the same memory and fills it with whole layers of experts. The
-sides of a budget run in turn, round after round, and every finished process is kept in a file, so a
-run that is cut off goes on where it stopped.
+so many experts; stock llama.cpp gets the same memory and fills it with whole layers of experts.
+At 0 % stock has no expert on the device and hot experts have one for each layer: what dividing
+costs. At 100 % both have all of them. The sides of a budget run in turn, round after round, and
+every finished one is kept in a file, so a run that is cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -13,19 +14,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from bench.gpu.model import Routing, facts_of, heat_of
-from bench.gpu.once import Task
+from bench.gpu.sides import STATIC, Job
+from bench.gpu.task import Task
 from bench.lib.measure import ROOT, note
 from dotscli.hot.model_cost import ModelCost, file_cost
 from dotscli.hot.placement import MARGIN, MARGIN_SHARE, Placement, Request, place
 from dotscli.models.gguf_file import read_gguf
 
-ONCE = Path(__file__).with_name("once.py")
-BUDGETS = (10, 25, 50, 75)
+SIDES = "bench.gpu.sides"
+BUDGETS = (25, 0, 50, 100, 10, 75)  # the most decisive first
+EXTRAS = ("guard", "upload", "streaming")  # measured once for a budget, of its static side
 ALL = 99
 CTX_STEP = 256
 STREAM_SEED = 2  # the heat is of another stream
@@ -40,38 +43,28 @@ class Plan:
     prefill: tuple[int, ...] = (512, 2048)
     warm: int = 64
     decode: int = 128
-    repeats: int = 2
     rounds: int = 3
     n_threads: int = 0
 
     @property
-    def n_ctx(self) -> int:
-        """The longest prompt or the shortest with its single tokens, in whole steps."""
-        n = max(*self.prefill, min(self.prefill) + self.warm + self.decode)
-        return (n // CTX_STEP + 1) * CTX_STEP
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One process: a side at a budget in a round; the floor has no expert on the device."""
-
-    round: int
-    budget: int
-    side: str
+    def n_tokens(self) -> int:
+        """The longest prompt, or the shortest with its single tokens."""
+        return max(*self.prefill, min(self.prefill) + self.warm + self.decode)
 
     @property
-    def key(self) -> str:
-        return f"{self.round}/{self.budget}/{self.side}"
+    def n_ctx(self) -> int:
+        return (self.n_tokens // CTX_STEP + 1) * CTX_STEP
 
 
-def cells(plan: Plan) -> Iterator[Cell]:
-    """In the order in which they run: a round is complete before the next begins."""
-    for number in range(plan.rounds):
-        yield Cell(number, 0, "none")
-        for budget in plan.budgets:
-            sides = ["stock", "static", "adaptive"]
-            turn = number % len(sides)
-            yield from (Cell(number, budget, side) for side in sides[turn:] + sides[:turn])
+def sides(budget: int) -> tuple[str, ...]:
+    """What is compared at a budget; where all experts or hardly any are hot, none is exchanged."""
+    return ("stock", STATIC, "adaptive") if 0 < budget < 100 else ("stock", STATIC)
+
+
+def keys(plan: Plan, budget: int) -> Iterator[str]:
+    """Of everything that is kept for a budget."""
+    yield from (f"{n}/{budget}/{side}" for n in range(plan.rounds) for side in sides(budget))
+    yield from (f"{extra}/{budget}" for extra in EXTRAS)
 
 
 def placement(cost: ModelCost, n_ctx: int, percent: int) -> Placement:
@@ -87,65 +80,42 @@ def placement(cost: ModelCost, n_ctx: int, percent: int) -> Placement:
     return place(cost, Request(memory, 1 << 62, n_ctx, *kinds))
 
 
-def tasks(model: Path, plan: Plan) -> dict[tuple[int, str], Task]:
-    """Budget and side -> what the process does. A CPU as the device has no placement of its own."""
+def tasks(model: Path, plan: Plan, budget: int) -> dict[str, Task]:
+    """Side -> what it is loaded with. A CPU as the device has no placement of its own."""
     cost = file_cost(read_gguf(model))
-    n_tokens = max(*plan.prefill, min(plan.prefill) + plan.warm + plan.decode)
     routing = Routing(**facts_of(model)["routing"])
-    layers = 0 if plan.device == "CPU" else ALL
+    placed = placement(cost, plan.n_ctx, budget)
     base = Task(
         model=str(model),
-        tokens=routing.stream(n_tokens, cost.vocab_size, STREAM_SEED),
+        tokens=routing.stream(plan.n_tokens, cost.vocab_size, STREAM_SEED),
         device=plan.device,
         n_ctx=plan.n_ctx,
         n_threads=plan.n_threads,
-        n_gpu_layers=layers,
+        n_gpu_layers=0 if plan.device == "CPU" else ALL,
         prefill=plan.prefill,
-        repeats=plan.repeats,
         warm=plan.warm,
         decode=plan.decode,
     )
-    found = {(0, "none"): replace(base, n_cpu_moe=len(cost.layers))}
-    for budget in plan.budgets:
-        placed = placement(cost, plan.n_ctx, budget)
-        n_cpu = placed.engine_options(hot=False).n_cpu_moe
-        hot = replace(base, hot_nbytes=placed.device.experts, heat=str(heat_of(model)))
-        found[budget, "stock"] = replace(base, n_cpu_moe=n_cpu)
-        found[budget, "static"] = hot
-        found[budget, "adaptive"] = replace(hot, adapt=True)
-    return found
+    one_each = sum(layer.expert_nbytes for layer in cost.moe_layers)
+    n_cpu = placed.engine_options(hot=False).n_cpu_moe if budget else len(cost.layers)
+    nbytes = placed.device.experts if budget else one_each
+    hot = replace(base, hot_nbytes=nbytes, heat=str(heat_of(model)))
+    found = {
+        "stock": replace(base, n_cpu_moe=n_cpu),
+        STATIC: hot,
+        "adaptive": replace(hot, adapt=True),
+    }
+    return {side: found[side] for side in sides(budget)}
 
 
 def needed_nbytes(model: Path, plan: Plan, budget: int) -> int:
-    """Device memory of a budget, the margin included."""
-    return placement(file_cost(read_gguf(model)), plan.n_ctx, budget).request.device_nbytes
-
-
-def once(task: Task, env: dict[str, str], timeout_s: float | None = None) -> dict[str, Any]:
-    """Run one task. SystemExit with its stderr where it fails.
-
-    Raises:
-        subprocess.TimeoutExpired: it took longer than it may.
-    """
-    done = subprocess.run(
-        [sys.executable, str(ONCE), json.dumps(asdict(task))],
-        capture_output=True,
-        text=True,
-        env=env,
-        timeout=timeout_s,
-        check=False,
-        cwd=ROOT,
-    )
-    if done.returncode:
-        raise SystemExit(f"{ONCE.name} failed with {done.returncode}:\n{done.stderr[-3000:]}")
-    result: dict[str, Any] = json.loads(done.stdout)
-    for line in result["notes"]:
-        note(f"  {line}")
-    return result
+    """Device memory of a budget's sides, which are loaded together, the margin included."""
+    placed = placement(file_cost(read_gguf(model)), plan.n_ctx, budget)
+    return placed.request.device_nbytes * len(sides(budget))
 
 
 def results_of(path: Path) -> dict[str, dict[str, Any]]:
-    """Key of a cell -> its result; a line that was cut off is a cell to run again."""
+    """Key -> its result; a line that was cut off is a measurement to make again."""
     found = {}
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -156,25 +126,35 @@ def results_of(path: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(model: Path, plan: Plan, kept: Path, env: dict[str, str], end: float) -> bool:
-    """Run the missing cells while time.monotonic() is below `end`; whether all are there."""
+def missing(plan: Plan, kept: Path) -> dict[int, tuple[str, ...]]:
+    """Budget -> the keys that the file lacks, without the budgets that are complete."""
     have = results_of(kept)
-    todo = tasks(model, plan)
-    for cell in cells(plan):
-        if cell.key in have:
-            continue
+    todo = {b: tuple(key for key in keys(plan, b) if key not in have) for b in plan.budgets}
+    return {budget: lacking for budget, lacking in todo.items() if lacking}
+
+
+def run(model: Path, plan: Plan, kept: Path, env: dict[str, str], end: float) -> bool:
+    """Measure what is missing while time.monotonic() is below `end`; whether all is there.
+
+    A budget whose process fails is said and left out: the others still tell something.
+    """
+    slowest = 0.0
+    for budget, lacking in missing(plan, kept).items():
         left = end - time.monotonic()
-        longest = max((entry["process_s"] for entry in have.values()), default=0.0)
-        if left < 1.3 * longest:
-            return False
-        start = time.perf_counter()
+        if left < max(1.0, slowest / 2):
+            break
+        job = Job(budget, plan.rounds, tasks(model, plan, budget), str(kept), lacking)
+        described = model.with_name(f"job-{budget}.json")
+        job.write(described)
+        began = time.monotonic()
+        command = [sys.executable, "-m", SIDES, str(described)]
         try:
-            result = once(todo[cell.budget, cell.side], env, left)
+            status = subprocess.run(command, env=env, timeout=left, check=False, cwd=ROOT)
         except subprocess.TimeoutExpired:
-            return False
-        entry = {"key": cell.key, **result, "process_s": time.perf_counter() - start}
-        with kept.open("a") as out:
-            out.write(json.dumps(entry) + "\n")
-        have[cell.key] = entry
-        note(f"  {cell.key}: {entry['process_s']:.0f} s")
-    return True
+            note(f"  {budget} %: stopped")
+        else:
+            slowest = max(slowest, time.monotonic() - began)
+            if status.returncode:
+                note(f"  {budget} %: failed with {status.returncode}")
+        described.unlink()
+    return not missing(plan, kept)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.lib.checkpoint import Shape, config
+from bench.lib.measure import note
 from bench.lib.traces import repeated, top_share
 from dotscli.hot import heat_store
 from dotscli.hot.backend import plugin
@@ -198,8 +200,14 @@ def observe(
 
 def make(path: Path, shape: Shape, routing: Routing, n_tokens: int, n_threads: int) -> None:
     """Write model, heat and what is known of both (`facts_of`) into the folder of `path`."""
+    start = time.monotonic()
     nbytes = path.stat().st_size if path.exists() else write_model(path, shape, routing)
+    written = time.monotonic()
     observed = observe(path, routing, heat_of(path), n_tokens, n_threads)
+    note(
+        f"  {nbytes / 2**30:.1f} GiB written in {written - start:.0f} s, routing observed in "
+        f"{time.monotonic() - written:.0f} s: {observed}"
+    )
     facts = {
         "nbytes": nbytes,
         "shape": asdict(shape),

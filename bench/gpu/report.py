@@ -1,25 +1,28 @@
-"""docs/bench/gpu.md from what the steps have kept."""
+"""docs/bench/gpu.md from what the steps have kept; what is missing is said to be not measured."""
 
 from __future__ import annotations
 
+import json
 import statistics
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.gpu.check import Verdict
-from bench.gpu.measure import Plan, results_of
+from bench.gpu import facts as gpu_facts
+from bench.gpu.job import Job
+from bench.gpu.measure import Plan, results_of, sides
 from bench.gpu.model import facts_of
 from bench.lib.measure import spread, table
 
-SIDES = {
-    "none": "no expert on the device",
-    "stock": "stock, whole layers",
-    "static": "hot, static",
-    "adaptive": "hot, adaptive",
-}
+SIDES = {"stock": "stock, whole layers", "static": "hot, static", "adaptive": "hot, adaptive"}
+AT_ZERO = {"stock": "stock, no expert on the device", "static": "hot, one expert a layer"}
+AT_ALL = {"stock": "stock, everything on the device", "static": "hot, all experts"}
 Results = dict[str, dict[str, Any]]
+
+
+def label(budget: int, side: str) -> str:
+    return {0: AT_ZERO, 100: AT_ALL}.get(budget, SIDES)[side]
 
 
 def driver() -> str:
@@ -38,19 +41,29 @@ def driver() -> str:
     return f"GPU: {name}, {memory}, driver {version}, PCIe generation {gen} x{width}"
 
 
-def sections(model: Path, plan: Plan, kept: Path, verdicts: Sequence[Verdict]) -> list[str]:
+def sections(job: Job, plan: Plan) -> list[str]:
     """The report's parts, as far as there are results."""
-    results = results_of(kept)
-    parts = [f"- {driver()}", about(model, plan)]
+    results = results_of(job.runs)
+    parts = [f"- {driver()}", about(job.model, plan)]
     for n_tokens in plan.prefill:
         parts.append(f"## A prompt of {n_tokens} tokens, tokens per second")
         parts.append(speeds(results, plan, lambda entry, n=n_tokens: prompt_speed(entry, n)))
     parts += ["## Single tokens, per second", speeds(results, plan, decode_speed)]
-    parts += ["## Memory and books", books(results, plan), "## Against the CPU", checked(verdicts)]
-    return parts
+    parts += ["## Memory and books", books(results, plan)]
+    parts += gpu_facts.sections(results, plan, _read(job.result("link")), _read(job.result("auto")))
+    nano = _read(job.result("nano")) or {}
+    verdicts = [*nano.get("verdicts", []), *(_read(job.result("check")) or [])]
+    parts += ["## Against the CPU", gpu_facts.answers(nano), gpu_facts.checked(verdicts)]
+    return [part for part in parts if part]
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.exists() else None
 
 
 def about(model: Path, plan: Plan) -> str:
+    if not model.with_suffix(".json").exists():
+        return "There is no synthetic model."
     facts = facts_of(model)
     shape, routing, seen = facts["shape"], facts["routing"], facts["observed"]
     return (
@@ -63,8 +76,8 @@ def about(model: Path, plan: Plan) -> str:
         f"{seen['hottest_quarter']:.0%}, and {seen['used_by_the_token_before']:.0%} of a token's "
         f"experts were used by the token before. Device {plan.device}; context {plan.n_ctx}, f16 "
         f"cache, batches of 512; {plan.decode} single tokens after {plan.warm} unmeasured ones; "
-        "heat of another stretch of the stream. Every figure is of a process of its own; the sides "
-        "of a budget take turns. Stock has the device memory of its budget and fills it with the "
+        "heat of another stretch of the stream. The sides of a budget are loaded in one process "
+        "and take turns. Stock has the device memory of its budget and fills it with the "
         "experts of whole layers; cells: median (lowest to highest), and the ratio to stock of the "
         "same round."
     )
@@ -79,43 +92,42 @@ def decode_speed(entry: dict[str, Any]) -> float:
     return 1 / statistics.mean(entry["decode_s"])
 
 
-def of(results: Results, plan: Plan, budget: int, side: str) -> list[dict[str, Any]]:
-    """The entries of a side in the rounds that have them."""
-    keys = (f"{number}/{budget}/{side}" for number in range(plan.rounds))
-    return [results[key] for key in keys if key in results]
+def of(results: Results, plan: Plan, budget: int, side: str) -> Results:
+    """Round -> the entry of a side, where there is one."""
+    keys = ((str(number), f"{number}/{budget}/{side}") for number in range(plan.rounds))
+    return {number: results[key] for number, key in keys if key in results}
 
 
 def speeds(results: Results, plan: Plan, speed: Callable[[dict[str, Any]], float]) -> str:
-    rows = [["0 %", SIDES["none"], *cells(of(results, plan, 0, "none"), speed, [])]]
-    for budget in plan.budgets:
+    rows = []
+    for budget in sorted(plan.budgets):
         stock = of(results, plan, budget, "stock")
-        for side in ("stock", "static", "adaptive"):
+        for side in sides(budget):
             entries = of(results, plan, budget, side)
-            rows.append([f"{budget} %", SIDES[side], *cells(entries, speed, stock)])
+            rows.append([f"{budget} %", label(budget, side), *cells(entries, speed, stock)])
     return table(["experts' bytes", "side", "speed", "against stock"], rows)
 
 
-def cells(
-    entries: list[dict[str, Any]],
-    speed: Callable[[dict[str, Any]], float],
-    stock: list[dict[str, Any]],
-) -> list[str]:
+def cells(entries: Results, speed: Callable[[dict[str, Any]], float], stock: Results) -> list[str]:
     if not entries:
         return ["not measured", ""]
-    ratios = [speed(ours) / speed(theirs) for ours, theirs in zip(entries, stock, strict=False)]
-    return [spread([speed(entry) for entry in entries], 1), spread(ratios) if ratios else ""]
+    ratios = [speed(e) / speed(stock[number]) for number, e in entries.items() if number in stock]
+    return [
+        spread([speed(entry) for entry in entries.values()], 1),
+        spread(ratios) if ratios else "",
+    ]
 
 
 def books(results: Results, plan: Plan) -> str:
     """Device memory, what is resident, hits and uploads, of each side's last round."""
     rows = []
-    for budget in (0, *plan.budgets):
-        for side in ("stock", "static", "adaptive") if budget else ("none",):
-            for entry in of(results, plan, budget, side)[-1:]:
+    for budget in sorted(plan.budgets):
+        for side in sides(budget):
+            for entry in list(of(results, plan, budget, side).values())[-1:]:
                 used = entry["device_bytes"]
                 memory = "not known" if used is None else f"{used / 2**30:.1f} GiB"
                 hot = figures(entry["hot"], plan.decode) if entry["hot"] else [""] * 4
-                rows.append([f"{budget} %", SIDES[side], memory, *hot])
+                rows.append([f"{budget} %", label(budget, side), memory, *hot])
     header = ["experts' bytes", "side", "device memory", "resident", "hits", "uploaded in all"]
     return table([*header, "ms a token: CPU, device, of that waiting"], rows)
 
@@ -130,26 +142,3 @@ def figures(hot: dict[str, Any], n_tokens: int) -> list[str]:
         f"{hot['uploaded_nbytes'] / 2**30:.1f} GiB",
         ", ".join(f"{value:.1f}" for value in times),
     ]
-
-
-def checked(verdicts: Sequence[Verdict]) -> str:
-    rows = [
-        [
-            f"{v.model}, {v.side}",
-            str(v.n_tokens),
-            f"{v.agreement:.3f}",
-            f"{v.correlation:.6f}",
-            f"{v.largest_difference:.2g}",
-            "yes" if v.good else "NO",
-        ]
-        for v in verdicts
-    ]
-    header = [
-        "model, side",
-        "tokens",
-        "same top-1",
-        "99 % correlate at least",
-        "largest difference",
-        "good",
-    ]
-    return table(header, rows)

@@ -24,10 +24,10 @@ from dotscli.terminal.terminal import Terminal
 
 HELP = """Run dots.llm1 on your own machine: quantize its checkpoint to 4 bits, prompt it, chat.
 
-The answer, the table or the JSON that was asked for goes to stdout, everything else to stderr.
+Answers, tables and JSON go to stdout, everything else to stderr.
 
--m takes a path, or a name in the models folder, which dots doctor shows. dots config shows the
-default of every option, and writes a file to change them in.
+-m takes a path, or a name in the models folder (dots doctor shows where). dots config shows the
+default of every option, and can write a file to change them in.
 
 Exit status: 0; 1 for an error; 2 for a wrong command line; 130 after Ctrl-C, 141 if whoever read
 the output has closed it, 143 after SIGTERM."""
@@ -61,7 +61,11 @@ def start(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", "-V", callback=show_version, is_eager=True, help="Print it and exit."
+            "--version",
+            "-V",
+            callback=show_version,
+            is_eager=True,
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -154,7 +158,7 @@ def _usage(error: Any) -> tuple[str, str]:
     context, message = getattr(error, "ctx", None), error.format_message()
     hint = f"{context.command_path} --help" if context else "dots --help"
     if "unexpected extra argument" in message:
-        hint = "put a text of several words in quotes"
+        hint = "put text of several words in quotes"
     if (suggestion := getattr(error, "suggestion", "")) and getattr(error, "param", None):
         hint = f"{error.param.opts[0]} {suggestion}"
     return message, hint

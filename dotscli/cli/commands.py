@@ -29,7 +29,10 @@ from dotscli.options.worker import WorkerFlags
 def quantize(
     context: typer.Context,
     checkpoint: Annotated[
-        Path, typer.Argument(metavar="CHECKPOINT", help="Folder with safetensors, or a GGUF.")
+        Path,
+        typer.Argument(
+            metavar="CHECKPOINT", help="Checkpoint folder (safetensors), or a GGUF file."
+        ),
     ],
     output: OutputFlags,
     flags: QuantizeFlags,
@@ -45,7 +48,7 @@ def quantize(
 def verify(
     context: typer.Context,
     gguf: Annotated[
-        Path, typer.Argument(metavar="GGUF", help="GGUF file, or the first file of a split one.")
+        Path, typer.Argument(metavar="GGUF", help="GGUF file, or the first file of a split model.")
     ],
     output: OutputFlags,
     flags: VerifyFlags,
@@ -64,7 +67,9 @@ def calibrate(
     context: typer.Context,
     model: Annotated[
         str,
-        typer.Argument(metavar="MODEL", help="GGUF file; the closer to the checkpoint the better."),
+        typer.Argument(
+            metavar="MODEL", help="GGUF file; the closer to the original weights, the better."
+        ),
     ],
     output: OutputFlags,
     flags: CalibrateFlags,
@@ -87,7 +92,7 @@ def inspect(
     flags: InspectFlags,
     json: Json = False,
 ) -> None:
-    """Say what a checkpoint, GGUF or imatrix holds."""
+    """Show what a checkpoint, GGUF or importance matrix contains."""
     terminal = terminal_of(context, output)
     if flags.experts or flags.heat or flags.report or flags.plot:
         from dotscli.commands.inspect_experts import inspect_experts
@@ -117,11 +122,11 @@ def prompt(
         typer.Option(
             "--no-template",
             rich_help_panel=Panel.INPUT,
-            help="Continue the text as it is; tags are tokens.",
+            help="Continue the raw text; control tokens are parsed.",
         ),
     ] = False,
 ) -> None:
-    """Answer one question: files, stdin and the argument, in this order."""
+    """Answer one question, made of files, stdin and the argument, in that order."""
     from dotscli.commands.prompt import Request, prompt
 
     request = Request(text, file or (), model, no_template, json, sampling, answer, engine)
@@ -139,7 +144,7 @@ def chat(
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The first message.")] = None,
     model: Model = None,
 ) -> None:
-    """Hold a conversation; from a pipe, a message per line."""
+    """Chat with a model; from a pipe, one message per line."""
     from dotscli.commands.chat import chat
 
     status = chat(terminal_of(context, output), text, model, sampling, answer, engine)
@@ -152,14 +157,14 @@ def plan(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="GGUF file, checkpoint folder, or a config.json alone."
+            metavar="MODEL", help="GGUF file, checkpoint folder, or just a config.json."
         ),
     ],
     output: OutputFlags,
     flags: PlanFlags,
     json: Json = False,
 ) -> None:
-    """Say what goes where and what it costs, before anything is loaded."""
+    """Show what would go where and what it would cost, without loading anything."""
     from dotscli.commands.plan import plan
 
     plan(terminal_of(context, output), model, flags, json)
@@ -169,7 +174,7 @@ def plan(
 def worker(
     context: typer.Context, output: OutputFlags, flags: WorkerFlags, json: Json = False
 ) -> None:
-    """Offer this machine's devices to others, who use them with --rpc."""
+    """Offer this machine's devices to other machines, which use them with --rpc."""
     from dotscli.commands.worker import worker
 
     worker(terminal_of(context, output), flags, json)
@@ -177,7 +182,7 @@ def worker(
 
 @grouped
 def doctor(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
-    """Say what is installed, on which devices, and what works."""
+    """Show what is installed, which devices there are, and what works."""
     from dotscli.cli.settings import problem_of
     from dotscli.commands.doctor import doctor
 

@@ -31,7 +31,7 @@ from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import aligned, format_bytes, format_seconds
 
 BATCH = 512  # tokens evaluated at once: one graph, as llama.cpp computes no more in one
-COLUMNS = ("layer", "experts", "seen", "least tokens", "median", "thin")
+COLUMNS = ("layer", "experts", "seen", "min tokens", "median", "thin")
 MAX_LISTED = 8  # thin experts of a layer that the table names
 
 
@@ -58,9 +58,9 @@ def calibrate(
     """
     texts = flags.file or []
     if not texts:
-        raise usage("there is no text to read", f"dots calibrate {shlex.quote(model)} -f TEXT")
+        raise usage("no text to calibrate on", f"dots calibrate {shlex.quote(model)} -f TEXT")
     if not flags.chunks:
-        raise usage("--chunks is 0", "give how many chunks to read, or -1 for all")
+        raise usage("--chunks is 0", "give a number of chunks, or -1 for all")
     path = resolve(model, terminal)
     gguf = read_gguf(path)
     check_dots1(gguf)
@@ -74,20 +74,20 @@ def calibrate(
     sums = Calibration(out, made_of, datasets, work.chunk_size, restart=flags.force)
     n_kept, started = sums.n_chunks, time.monotonic()
     if n_kept:
-        terminal.note(f"going on: {n_kept} of {work.n_chunks} chunks are done")
+        terminal.note(f"resuming: {n_kept} of {work.n_chunks} chunks are done")
     try:
         _collect(terminal, path, work, placement, sums)
     except BaseException:
         sums.save()
         if sums.n_chunks:
             terminal.note(
-                f"{sums.n_chunks} chunks are kept in {sums.part}: the same command goes on"
+                f"{sums.n_chunks} chunks are kept in {sums.part}: run the same command to resume"
             )
         raise
     sums.finish()
     seconds = time.monotonic() - started
     terminal.note(
-        f"{sums.n_chunks - n_kept} chunks in {format_seconds(seconds)}. Use it: "
+        f"{sums.n_chunks - n_kept} chunks in {format_seconds(seconds)}. Use it with: "
         f"dots quantize CHECKPOINT --imatrix {shlex.quote(str(out))}"
     )
     _report(terminal, out, sums.n_chunks * work.chunk_size, seconds, json)
@@ -101,7 +101,7 @@ def _output(model: Path, texts: Sequence[Path], flags: CalibrateFlags) -> Path:
         return out
     check_replaceable(out)
     if out.exists() and not flags.force:
-        raise DotsError(f"{out} exists already", hint="--force replaces it")
+        raise DotsError(f"{out} already exists", hint="--force replaces it")
     check_place(out, (out, part_of(out)), (model, *texts))
     return out
 
@@ -123,7 +123,7 @@ def _read(terminal: Terminal, model: Path, texts: Sequence[Path], flags: Calibra
     n_chunks = len(tokens) // size
     if not n_chunks:
         raise DotsError(
-            f"the text has {len(tokens)} tokens, a chunk takes {size}",
+            f"the text has only {len(tokens)} tokens, and one chunk takes {size}",
             hint="give more text, or a smaller --ctx-size",
         )
     return Work(tokens, size, n_chunks if flags.chunks < 0 else min(flags.chunks, n_chunks))
@@ -197,7 +197,7 @@ def _report(terminal: Terminal, out: Path, n_tokens: int, seconds: float, json: 
         n_experts = sum(layer.n_experts for layer in layers)
         terminal.warn(
             f"{n_thin} of {n_experts} experts saw fewer than {matrix.thin_tokens} tokens: "
-            "dots quantize blends their weights with their layer's; more text would measure them"
+            "dots quantize blends their importance with their layer's; more text would cover them"
         )
     terminal.write(f"{out}\n")
 

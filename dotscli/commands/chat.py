@@ -61,7 +61,7 @@ class Loop:
                 if interrupted or not self.terminal.stdin_is_tty:
                     return int(ExitStatus.INTERRUPTED)
                 interrupted = True
-                self.terminal.note("Ctrl-C again, Ctrl-D or /exit leaves")
+                self.terminal.note("to leave: Ctrl-C again, Ctrl-D or /exit")
                 continue
             interrupted = False
             if text.strip() and self._over(text):
@@ -108,15 +108,15 @@ class Loop:
             terminal.interrupted()
             terminal.end_line()
             terminal.note(
-                "stopped; the answer stays as far as it came"
+                "stopped; the partial answer is kept"
                 if answer.text
-                else "stopped before the first word; the question is taken back"
+                else "stopped before the first word; the question is withdrawn"
             )
             if not terminal.stdin_is_tty:
                 raise
         terminal.end_line()
         if answer.finish_reason == "context":
-            terminal.warn("the context is full: /drop forgets the oldest turn, /clear all of them")
+            terminal.warn("the context is full: /drop forgets the oldest turn, /clear every turn")
         if self.stats and (answer.text or answer.finish_reason != "interrupted"):
             engine = self.conversation.engine
             terminal.note(

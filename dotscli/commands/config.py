@@ -25,8 +25,8 @@ MAX_COMMANDS = 3  # named in the table; more are counted
 NOT_IN_EXAMPLE = ("dry-run", "force", "init", "json", "output", "path", "plot", "report", "restart")
 EXAMPLE = """\
 # Defaults for the options of dots. A flag wins over an environment variable, and that over this
-# file. At the top an option holds for every command that has it, below [prompt] for that command.
-# The values are those that hold now; remove the # of what you change.
+# file. At the top an option applies to every command that has it, below [prompt] to that command.
+# The values are those in force now; remove the # of what you change.
 """
 
 
@@ -82,7 +82,9 @@ def config(
     path = config_path(terminal.environ)
     if flags.init:
         write_example(path, example(settings))
-        terminal.note("an example, with every option as a comment; dots config shows what holds")
+        terminal.note(
+            "an example, with every option as a comment; dots config shows the values in force"
+        )
     if flags.init or flags.path:
         terminal.json({"path": str(path)}) if as_json else terminal.write(f"{path}\n")
         return
@@ -143,7 +145,7 @@ def write_example(path: Path, text: str) -> None:
     except FileExistsError:
         raise DotsError(
             f"{path} exists already",
-            hint="dots config shows what holds; to begin anew move it away",
+            hint="dots config shows the values in force; to start over, move it away",
         ) from None
     except OSError as error:
         raise DotsError(f"{path} can't be written: {error.strerror or error}") from error

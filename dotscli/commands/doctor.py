@@ -104,7 +104,9 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
          d["description"])
         for d in facts["devices"]
     ]  # fmt: skip
-    terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
+    terminal.table(
+        ("device", "type", "free", "total", "description"), rows, right=("free", "total")
+    )
     memory = facts["memory"]
     terminal.write("\n")
     terminal.paragraph(
@@ -113,7 +115,7 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     )
     hot = facts["hot_backend"]
     gpu = any(device["type"] == "GPU" for device in facts["devices"])
-    can = "yes" if gpu else "yes, with a GPU; --hot-device CPU tries them out"
+    can = "yes" if gpu else "yes, with a GPU; without one, try --hot 1M --hot-device CPU"
     terminal.paragraph(can if hot["available"] else f"no: {hot['reason']}", "hot experts  ")
     for known in hot["measured"]:
         terminal.paragraph(f"{known['model']}, {known['on']}: {known['finding']}", " " * 13)

@@ -41,7 +41,7 @@ def inspect(terminal: Terminal, path: Path, as_json: bool) -> None:
     elif path.exists():
         facts, stored = gguf_facts(path)
     else:
-        raise DotsError(f"there is no {path}", hint="give a checkpoint folder or a GGUF file")
+        raise DotsError(f"{path} not found", hint="give a checkpoint folder or a GGUF file")
     groups = tally(stored)
     if as_json:
         terminal.json(
@@ -90,7 +90,7 @@ def checkpoint_facts(folder: Path) -> tuple[dict[str, Any], list[Stored]]:
     model = Dots1.load(folder)
     facts: dict[str, Any] = {
         "path": str(folder),
-        "kind": "checkpoint of a dots.llm1",
+        "kind": "dots.llm1 checkpoint",
         "model": {name: value for name, value in vars(model).items() if value is not None},
         "tokenizer": {},
         "chat_template": None,
@@ -144,7 +144,7 @@ def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
         "path": str(path),
         "kind": f"importance matrix, GGUF v{gguf.version}"
         if is_imatrix
-        else f"model of architecture {architecture}, GGUF v{gguf.version}",
+        else f"{architecture} model, GGUF v{gguf.version}",
         "file_bytes": gguf.file_nbytes,
         "shards": len(gguf.shards),
         "model": {k.removeprefix(prefix): v for k, v in keys.items() if k.startswith(prefix)},
@@ -170,7 +170,7 @@ def gguf_facts(path: Path) -> tuple[dict[str, Any], list[Stored]]:
         except DotsError as error:
             facts["notes"].append(f"It can't be run: {error.message}")
     else:
-        facts["notes"].append("It can't be run here: only dots1 can.")
+        facts["notes"].append("dots can't run it: it runs only dots1 models.")
     return facts, stored
 
 

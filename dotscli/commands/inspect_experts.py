@@ -36,9 +36,9 @@ from dotscli.views.expert_maps import ExpertMap, colour_lines, error_map, heat_m
 N_WORST = 10
 N_SHOWN = 10  # layers whose dead experts are listed; --json has all
 HOW = (
-    "nothing is known of its experts yet. Heat comes with answers that use hot experts, or from "
-    "--heat FILE (a heat file or importance matrix), errors from dots quantize --report FILE.json "
-    "and then --report FILE.json here."
+    "nothing is known about its experts yet. Heat comes from answers that use hot experts, or "
+    "--heat FILE (a heat file or importance matrix); errors come from dots quantize --report "
+    "FILE.json, then --report FILE.json here."
 )
 
 
@@ -107,7 +107,8 @@ def gather(terminal: Terminal, path: Path, heat: Path | None, report: Path | Non
     """Everything that is known of the experts of `path`; see `inspect_experts`."""
     if not path.is_file():
         raise DotsError(
-            f"{path} is no file", hint="give a GGUF, an importance matrix, a heat file or a report"
+            f"{path} is not a file",
+            hint="give a GGUF, an importance matrix, a heat file or a report",
         )
     gguf: GgufFile | None = None
     if path.suffix == ".json":
@@ -145,8 +146,8 @@ def _check_report(gguf: GgufFile, report: Path | None, tensors: Sequence[TensorE
     if theirs != ours:
         name = next(iter(dict(theirs.items() ^ ours.items())))
         raise DotsError(
-            f"{report} is of another file than {gguf.path}: {name} differs",
-            hint="dots quantize --report writes one for the file that it makes",
+            f"{report} does not belong to {gguf.path}: {name} differs",
+            hint="dots quantize --report writes the report of the file it makes",
         )
 
 
@@ -190,29 +191,29 @@ def _write_heat(terminal: Terminal, layers: Sequence[LayerHeat]) -> None:
     mean = sum(layer.skew for layer in layers) / len(layers)
     terminal.write(
         f"entropy  {least.entropy:.2f} bits (layer {least.layer}) to {most.entropy:.2f} "
-        f"(layer {most.layer}); {most.most:.2f} is an even use of all\n"
-        f"skew     the hottest tenth of a layer has {mean:.1f} times an even share "
+        f"(layer {most.layer}); {most.most:.2f} would be perfectly even\n"
+        f"skew     the hottest tenth of a layer gets {mean:.1f} times an even share "
         f"(layer {skewed.layer}: {skewed.skew:.1f})\n"
-        f"hottest  expert {hottest.hottest} of layer {hottest.layer} has {hottest.share:.1%} of "
+        f"hottest  expert {hottest.hottest} of layer {hottest.layer} gets {hottest.share:.1%} of "
         "its layer's tokens\n"
     )
     dead = [layer for layer in layers if layer.dead]
     n_dead = sum(len(layer.dead) for layer in dead)
     total = sum(len(layer.counts) for layer in layers)
-    terminal.write(f"dead     {n_dead} of {total} experts got no token\n")
+    terminal.write(f"dead     {n_dead} of {total} experts got no tokens\n")
     for layer in dead[:N_SHOWN]:
         terminal.write(f"         layer {layer.layer}: {', '.join(map(str, layer.dead))}\n")
     if len(dead) > N_SHOWN:
-        terminal.write(f"         and in {len(dead) - N_SHOWN} more layers; --json has all\n")
+        terminal.write(f"         and in {len(dead) - N_SHOWN} more layers; --json lists all\n")
     terminal.write("\n")
 
 
 def _write_errors(terminal: Terminal, tensors: Sequence[TensorErrors]) -> None:
     weighted = {tensor.weighted for tensor in tensors if tensor.stacked}
-    how = "some by importance, some all alike"
+    how = "by importance in some tensors, equally in others"
     if len(weighted) == 1:
-        how = "by importance" if True in weighted else "all alike, without an importance matrix"
-    terminal.write(f"columns count {how}\n\n")
+        how = "by importance" if True in weighted else "equally (no importance matrix)"
+    terminal.write(f"columns are weighted {how}\n\n")
     rows = [
         (
             found.projection,

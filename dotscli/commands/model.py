@@ -33,7 +33,7 @@ def resolve(name: str | None, terminal: Terminal) -> Path:
     """
     if name is None:
         terminal.note(
-            f"no model given: the built-in nano model answers; the real one: {REAL_MODEL}"
+            f"no model given: using the built-in nano model; to get the real one: {REAL_MODEL}"
         )
         return nano_model(terminal)
     found = catalog.find(name, models_folder(terminal.environ))
@@ -71,8 +71,7 @@ def nano_model(terminal: Terminal) -> Path:
         needed = format_bytes(sum(file.stat().st_size for file in checkpoint.iterdir()))
         raise DotsError(
             f"the nano model can't be kept in {folder}: {reason}",
-            hint=f"free {needed} there, or name a folder that has them: "
-            "export XDG_CACHE_HOME=FOLDER",
+            hint=f"free {needed} there, or use another folder: export XDG_CACHE_HOME=FOLDER",
         ) from error
     return path
 

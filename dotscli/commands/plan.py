@@ -41,7 +41,7 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
     notes += known
     found = place(cost, request, heat)
     if n_ctx > cost.n_ctx_train:
-        notes.append(f"the context is longer than the {cost.n_ctx_train} tokens of the training")
+        notes.append(f"the model was trained on contexts of at most {cost.n_ctx_train} tokens")
     columns = [column(cost, request, kind, heat) for kind in KV_TYPES]
     notes += advice(found, heat)
     if as_json:
@@ -68,8 +68,8 @@ def read_cost(
         return f"{folder.name} as {kind}", checkpoint_cost(path, kind), None
     if kind is not None:
         raise DotsError(
-            f"--type {kind} is for a checkpoint, {model} is none",
-            hint="leave out --type: a GGUF has its types already",
+            f"--type {kind} is for checkpoints, and {model} is not one",
+            hint="leave out --type: a GGUF already has its types",
             exit_status=ExitStatus.USAGE,
         )
     path = resolve(model, terminal)
@@ -111,10 +111,10 @@ def _device(vram: int | None) -> tuple[str, int, list[str]]:
 
     gpus = sorted((d for d in devices() if d.type == "GPU"), key=lambda d: -d.free_bytes)
     if not gpus:
-        note = "llama.cpp sees no GPU here: everything is in main memory; --vram plans for one"
+        note = "llama.cpp sees no GPU here, so all is in main memory; --vram 24G plans for one"
         return "", 0, [note]
     others = ", ".join(gpu.name for gpu in gpus[1:])
-    notes = [f"only {gpus[0].name} is planned for, {others} would be free"] if others else []
+    notes = [f"this plan uses only {gpus[0].name}; {others} would be idle"] if others else []
     return gpus[0].name, gpus[0].free_bytes, notes
 
 
@@ -131,7 +131,7 @@ def _kv_type(kind: str) -> str:
 
     if kind.lower() not in CACHE_TYPES:
         raise DotsError(
-            f"unknown type of cache {kind}",
+            f"unknown cache type {kind}",
             hint=f"one of: {' '.join(CACHE_TYPES)}",
             exit_status=ExitStatus.USAGE,
         )
@@ -158,7 +158,7 @@ def _heat(
     notes = (
         []
         if given is not None
-        else ["experts by their use in earlier answers of this model; --heat FILE gives another"]
+        else ["experts are ranked by their use in earlier answers; --heat FILE overrides that"]
     )
     return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}, notes
 

@@ -70,7 +70,7 @@ def question(terminal: Terminal, text: str | None, files: Sequence[Path]) -> str
     parts.append("" if asked_for_stdin else argument(text or ""))
     whole = "\n\n".join(part for part in parts if part)
     if not whole.strip():
-        raise usage("there is no question", 'dots prompt "What is dots?"')
+        raise usage("no question given", 'dots prompt "What is dots?"')
     return whole
 
 
@@ -87,7 +87,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
     stop = stop_strings(request.answer)
     system = system_prompt(terminal, request.answer)
     if request.raw and system:
-        raise usage("--no-template and --system exclude each other", "put all of it into the text")
+        raise usage("--no-template and --system can't be combined", "put all of it into the text")
     asked = question(terminal, request.text, request.files)
     grammar = grammar_for(terminal, request.answer)
     path = resolve(request.model, terminal)
@@ -148,7 +148,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
         if answer.finish_reason == "context":
             more = engine.longer_context(2 * engine.n_ctx)
             terminal.warn(
-                "the context is full and the answer ends there"
-                + (f": --ctx-size {more} makes it longer" if more else "")
+                "the context is full, so the answer was cut off"
+                + (f": --ctx-size {more} makes room" if more else "")
             )
     return int(status)

@@ -209,9 +209,9 @@ class _Run:
                 self.resumed_nbytes = event.done_nbytes
                 if event.n_damaged:
                     terminal.warn(
-                        f"{event.n_damaged} of the tensors kept are damaged and made again"
+                        f"kept tensors that are damaged and will be made again: {event.n_damaged}"
                     )
-                terminal.note(f"going on: {event.n_tensors} tensors are kept")
+                terminal.note(f"resuming: {event.n_tensors} tensors are kept")
                 progress.start_over()
             case Progress():
                 progress.update(event.done_nbytes)
@@ -227,6 +227,6 @@ class _Run:
         part = part_of(self.path)
         if part.exists():
             terminal.note(
-                f"finished tensors are kept in {part}: the same command goes on, "
-                "--restart starts anew"
+                f"finished tensors are kept in {part}: run the same command to resume, "
+                "or add --restart to start over"
             )

@@ -48,7 +48,7 @@ def engine_options(flags: EngineFlags, heat_folder: Path) -> EngineOptions:
     elif flags.n_gpu_layers != "auto":
         if not flags.n_gpu_layers.isdecimal() or len(flags.n_gpu_layers) > 9:
             raise usage(
-                f"--n-gpu-layers is {flags.n_gpu_layers[:40]!r}",
+                f"invalid --n-gpu-layers {flags.n_gpu_layers[:40]!r}",
                 "give a number of layers, all or auto",
             )
         layers = int(flags.n_gpu_layers)
@@ -82,12 +82,14 @@ def hot_options(flags: EngineFlags, folder: Path) -> HotOptions | None:
     nbytes = None if wanted == "auto" else size_of(wanted)
     if wanted == "off" or nbytes == 0:
         if flags.heat_trace is not None:
-            raise usage("--heat-trace needs hot experts", "--hot 1M --hot-device CPU, for example")
+            raise usage("--heat-trace needs hot experts", "for example: --hot 1M --hot-device CPU")
         return None
     if wanted != "auto" and nbytes is None:
-        raise usage(f"--hot is {flags.hot!r}", "give auto, off or a size such as 8G")
+        raise usage(f"invalid --hot {flags.hot!r}", "give auto, off or a size such as 8G")
     if suggestion := bare(flags.hot):
-        raise usage(f"--hot {flags.hot} without a unit is {flags.hot} bytes", f"--hot {suggestion}")
+        raise usage(
+            f"--hot {flags.hot} has no unit, so it means {flags.hot} bytes", f"--hot {suggestion}"
+        )
     return HotOptions(
         nbytes=nbytes,
         device=flags.hot_device,
@@ -127,7 +129,7 @@ def sampling_for(
                 continue
             flag = f"--{name.replace('_', '-')}"
             warn(
-                f"{key} is {metadata[key][:40]}, not {range_text(name)}: left out, "
+                f"{key} is {metadata[key][:40]}, not {range_text(name)}: ignored, "
                 f"{flag} is {getattr(Sampling, name):g}"
             )
     return Sampling(**values, grammar=grammar)  # type: ignore[arg-type]  # checked by Sampling
@@ -146,7 +148,7 @@ def _advised(name: str, text: str) -> float | int | None:
 def system_prompt(terminal: Terminal, flags: AnswerFlags) -> str:
     """The system prompt that was given, empty without one."""
     if flags.system is not None and flags.system_file is not None:
-        raise usage("--system and --system-file exclude each other", "give one of them")
+        raise usage("--system and --system-file can't be combined", "give only one of them")
     if flags.system_file is not None:
         return terminal.read_file(flags.system_file).rstrip("\n")
     return argument(flags.system or "")
@@ -177,7 +179,7 @@ def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
     ]
     if len(given) > 1:
         first, second = (name.replace("_", "-") for name in given[:2])
-        raise usage(f"--{first} and --{second} exclude each other", "give one of them")
+        raise usage(f"--{first} and --{second} can't be combined", "give only one of them")
     if flags.grammar_file is not None:
         return _checked_grammar(terminal.read_file(flags.grammar_file))
     if flags.grammar is not None:

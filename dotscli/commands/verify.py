@@ -62,7 +62,7 @@ def verify(
     """
     if path.is_dir():
         raise DotsError(
-            f"{path} is a folder, and what is verified is a GGUF",
+            f"{path} is a folder, and dots verify checks GGUF files",
             hint=f"dots verify FILE.gguf --against {shlex.quote(str(path))}",
         )
     report = Report(str(path))
@@ -137,14 +137,14 @@ def _write(terminal: Terminal, report: Report) -> None:
         terminal.write("\n")
     looked = f"{report.tensors} tensors, {report.matrices} matrices"
     if not report.checksums:
-        checked = "the file has no checksums (another program wrote it)"
+        checked = "the file has no checksums (it was written by another program)"
         if report.errors is None:
-            checked += "; --against CHECKPOINT compares its bytes"
+            checked += "; compare its bytes with --against CHECKPOINT"
     else:
         checked = f"checksums of {format_bytes(report.checked_bytes)} compared"
     n = len(report.damaged)
-    verdict = f"{n} {'difference' if n == 1 else 'differences'}" if n else "no difference found"
-    terminal.write(f"{looked}; structure sound; {checked}; {verdict}.\n")
+    verdict = f"{n} {'difference' if n == 1 else 'differences'}" if n else "no differences found"
+    terminal.write(f"{looked}; structure valid; {checked}; {verdict}.\n")
 
 
 def _rows(errors: Sequence[MatrixError]) -> list[tuple[str, ...]]:

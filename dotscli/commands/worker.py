@@ -50,10 +50,10 @@ def worker(terminal: Terminal, flags: WorkerFlags, as_json: bool) -> None:
             _show(terminal, server, cache)
         if not ipaddress.ip_address(server.address[0]).is_loopback:
             terminal.warn(
-                "whoever reaches this address can use this machine and read what others "
+                "anyone who reaches this address can use this machine and read what others "
                 "compute on it: there is no password and no encryption"
             )
-        terminal.note("Ctrl-C ends it")
+        terminal.note("Ctrl-C stops it")
         seldom = Seldom(BURST, LINES_PER_S)
         try:
             server.run(seldom.passing(terminal.note), seldom.passing(terminal.warn))
@@ -107,7 +107,7 @@ def _cache(terminal: Terminal) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DotsError(f"{folder} can't be made: {error.strerror or error}") from error
+        raise DotsError(f"{folder} can't be created: {error.strerror or error}") from error
     return folder
 
 
@@ -134,7 +134,9 @@ def _show(terminal: Terminal, server: Server, cache: Path | None) -> None:
         )
         for device in server.devices
     ]
-    terminal.table(("device", "type", "free", "total", "what"), rows, right=("free", "total"))
+    terminal.table(
+        ("device", "type", "free", "total", "description"), rows, right=("free", "total")
+    )
     ip, port = server.address
     local = ipaddress.ip_address(ip).is_loopback
     name = socket.gethostname()

@@ -58,9 +58,9 @@ def encode(engine: Engine, template: str, messages: Sequence[Message]) -> list[i
     found = segments(template, plain, eos_token=eos, bos_token=bos)
     if found is None:
         raise DotsError(
-            "the chat template of this model rewrites messages, and one of yours contains the "
-            f"text of a control token: {_around_tag(tagged[0].content)}",
-            hint="write the tag differently, or use --no-template",
+            "this model's chat template rewrites messages, so the text of a control token in yours "
+            f"can't be told from a real one: {_around_tag(tagged[0].content)}",
+            hint="spell the token differently, or use --no-template",
         )
     tokens: list[int] = []
     for segment in found:
@@ -120,7 +120,7 @@ class Conversation:
         """
         asked = [n for n, turn in enumerate(self.turns) if turn.role == "user"]
         if not asked:
-            raise DotsError("there is no question to answer again")
+            raise DotsError("there is no question to answer again yet")
         if self.sampling.seed >= 0:
             following = (self.sampling.seed + 1) % (MAX_SEED + 1)
             self.sampling = dataclasses.replace(self.sampling, seed=following)
@@ -133,9 +133,9 @@ class Conversation:
         if len(tokens) >= n_ctx:
             more = self.engine.longer_context(len(tokens))
             raise DotsError(
-                f"the conversation would have {len(tokens):,} tokens and the context holds "
-                f"{n_ctx:,}, the answer included",
-                hint="/drop forgets the oldest turn, /clear all of them"
+                f"the conversation would take {len(tokens):,} tokens, but the context holds "
+                f"{n_ctx:,}, including the answer",
+                hint="/drop forgets the oldest turn, /clear every turn"
                 + (f"; `dots chat -c {more}` makes room for more" if more else ""),
             )
         sampling = self.sampling.with_seed()

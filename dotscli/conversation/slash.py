@@ -26,8 +26,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/drop": ("", "forget the oldest question and its answer, to make room"),
     "/system": ("[TEXT]", "show the system prompt, or set it; `none` removes it"),
     "/set": ("[NAME VALUE]", "change a setting for the next answers, e.g. /set temp 0.2"),
-    "/show": ("[WHAT]", "info, params, template or system"),
-    "/stats": ("[on|off]", "figures of the last answer; on shows them after each"),
+    "/show": ("[WHAT]", "show info, params, template or system"),
+    "/stats": ("[on|off]", "statistics of the last answer; `on` shows them after each"),
 }
 ALIASES = {"/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen"}
 LIMITS = ("n", "stop")
@@ -66,8 +66,8 @@ def parse(line: str) -> Command | str:
         similar = [known for known in COMMANDS if name != "/" and known.startswith(name[:3])]
         known = " or ".join(similar) + "; " if similar else ""
         raise DotsError(
-            f"there is no command {name.splitlines()[0]}",
-            hint=f"{known}/help lists all; begin with // to send a text that starts with a slash",
+            f"unknown command {name.splitlines()[0]}",
+            hint=f"{known}/help lists them; start with // to send text that begins with a slash",
         )
     return Command(name, argument.strip())
 
@@ -91,10 +91,10 @@ def execute(conversation: Conversation, command: Command) -> Outcome:
             return Outcome(action="regenerate")
         case "/undo":
             done = conversation.undo()
-            return Outcome("The last turn is taken back." if done else "There is nothing to undo.")
+            return Outcome("The last turn was removed." if done else "There is nothing to undo.")
         case "/drop":
             done = conversation.drop()
-            return Outcome("The oldest turn is forgotten." if done else "There is nothing to drop.")
+            return Outcome("The oldest turn was removed." if done else "There is nothing to drop.")
         case "/system":
             return _system(conversation, argument)
         case "/set":
@@ -112,8 +112,8 @@ def help_text() -> str:
     lines = [f"{left:{width}}  {what}" for left, what in rows]
     lines += [
         "",
-        "Enter sends; Alt-Enter, Ctrl-J or a \\ at the end of a line begin a new one,",
-        'and everything between two """ belongs together. Ctrl-C stops an answer.',
+        "Enter sends; Alt-Enter, Ctrl-J or a \\ at the end of a line starts a new one,",
+        'and everything between two """ is one message. Ctrl-C stops an answer.',
     ]
     return "\n".join(lines)
 
@@ -145,9 +145,9 @@ def _set(conversation: Conversation, argument: str) -> Outcome:
     name = {"n_predict": "n", "max_tokens": "n", "temperature": "temp"}.get(name, name)
     if name not in fields and name not in LIMITS:
         known = ", ".join(n.replace("_", "-") for n in (*fields, *LIMITS))
-        raise DotsError(f"there is no setting {name}", hint=f"there are: {known}, system")
+        raise DotsError(f"unknown setting {name}", hint=f"settings: {known}, system")
     if not value:
-        raise DotsError(f"/set {name} needs a value", hint="/show params lists the present ones")
+        raise DotsError(f"/set {name} needs a value", hint="/show params lists the current values")
     if name == "stop":
         stop = () if value == "none" else (value,)
         check_stop(stop)
@@ -167,7 +167,7 @@ def _number(name: str, value: str, whole: bool) -> float | int:
         return int(value) if whole else float(value)
     except ValueError:
         kind = "a whole number" if whole else "a number"
-        raise DotsError(f"{name} is {value[:40]!r}", hint=f"give {kind}") from None
+        raise DotsError(f"invalid {name} {value[:40]!r}", hint=f"give {kind}") from None
 
 
 def _show(conversation: Conversation, argument: str) -> Outcome:
@@ -189,16 +189,14 @@ def _show(conversation: Conversation, argument: str) -> Outcome:
         case "system":
             return _system(conversation, "")
         case other:
-            raise DotsError(
-                f"/show {other} is not known", hint="there are: info, params, template, system"
-            )
+            raise DotsError(f"unknown: /show {other}", hint="give info, params, template or system")
 
 
 def _stats(conversation: Conversation, argument: str) -> Outcome:
     if argument in ("on", "off"):
-        return Outcome(f"Figures after each answer: {argument}.", stats=argument == "on")
+        return Outcome(f"Statistics after each answer: {argument}.", stats=argument == "on")
     if argument:
-        raise DotsError(f"/stats {argument} is not known", hint="/stats, /stats on or /stats off")
+        raise DotsError(f"unknown: /stats {argument}", hint="/stats, /stats on or /stats off")
     if conversation.last_seed < 0:
         return Outcome("There has been no answer yet.")
     engine = conversation.engine

@@ -109,8 +109,8 @@ class Collector:
             sums, counts = dense_sums(self._reader.values(node.source(1)))
         if not all_finite(sums):
             raise DotsError(
-                f"what goes into {weight.weight_name} is not finite",
-                hint="the model's weights are damaged; fetch or write the file again",
+                f"the input of {weight.weight_name} is not finite",
+                hint="the model's weights are damaged; download or quantize it again",
             )
         self._inputs[_key(node, operation)] = Input([weight.weight_name], sums, counts)
 

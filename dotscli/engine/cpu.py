@@ -45,7 +45,7 @@ def caveats() -> list[str]:
     if not may_crash_with_amx():
         return []
     return [
-        "this build of llama.cpp computes with AMX, which crashes if GCC before 14 compiled it; "
-        "repacked weights are off, so that prefill is slower but safe "
+        "this build of llama.cpp uses AMX, which crashes when compiled by GCC before 14; "
+        "repacked weights are turned off, which makes prefill slower but safe "
         f'(build llama-cpp-python with CMAKE_ARGS="{NO_AMX_FLAGS}")'
     ]

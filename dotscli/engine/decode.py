@@ -22,8 +22,8 @@ ABORTED = 2  # llama_decode: stopped by the abort callback
 def not_numbers() -> DotsError:
     """What to say about logits that are NaN or infinite: sampling would make an answer of them."""
     return DotsError(
-        "the model computes no numbers (NaN or infinity), its weights are damaged",
-        hint="dots verify FILE.gguf says where; fetch or write the file again",
+        "the model computes NaN or infinity: its weights are damaged",
+        hint="dots verify FILE.gguf shows where; download or quantize the file again",
     )
 
 
@@ -186,5 +186,5 @@ class Decoder:
         self.settle()
         raise DotsError(
             f"llama.cpp's llama_decode failed with {status}",
-            hint=f"it says: {'; '.join(said)}" if said else "run again with -v",
+            hint=f"llama.cpp says: {'; '.join(said)}" if said else "run again with -v",
         )

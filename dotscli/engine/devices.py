@@ -60,7 +60,7 @@ def idle_backends() -> list[str]:
     found = [get(i) for i in range(count())]
     idle = [name(handle).decode() for handle in found if not n_devices(handle)]
     return [
-        f"llama.cpp was built for {kind}, which finds no device: there is none, or its driver is "
+        f"llama.cpp was built for {kind} but finds no device: there is none, or its driver is "
         "missing or too old"
         for kind in idle
         if kind in GPU_BACKENDS

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING
 
 from dotscli.engine.cpu import caveats
 from dotscli.engine.decode import Decoder
-from dotscli.engine.ending import waiting_for
 from dotscli.engine.generate import Answer, Limits
 from dotscli.engine.grammar import let_go as let_grammars_go
+from dotscli.engine.last_words import waiting_for
 from dotscli.engine.lib import llama
 from dotscli.engine.load import Loaded, load
 from dotscli.engine.log import log
@@ -246,11 +246,11 @@ class Engine:
         if len(tokens) >= self.n_ctx:
             more = self.longer_context(len(tokens))
             raise DotsError(
-                f"the prompt has {len(tokens)} tokens and the context holds {self.n_ctx}, "
-                "the answer included",
+                f"the prompt has {len(tokens)} tokens, but the context holds {self.n_ctx}, "
+                "including the answer",
                 hint=f"raise it with: --ctx-size {more}"
                 if more
-                else f"give a shorter text: at most {self.most_ctx} tokens are possible here",
+                else f"give a shorter text: the limit here is {self.most_ctx} tokens",
             )
 
     def longer_context(self, n_tokens: int) -> int:

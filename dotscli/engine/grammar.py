@@ -94,7 +94,7 @@ def json_schema_grammar(schema: str) -> str:
 
 def _check_length(what: str, text: str) -> None:
     if len(text) > MAX_TEXT:
-        raise DotsError(f"{what} has {len(text)} characters, at most {MAX_TEXT} work")
+        raise DotsError(f"{what} has {len(text)} characters, the limit is {MAX_TEXT}")
 
 
 class Grammar:

@@ -40,17 +40,17 @@ def screen(text: str) -> None:
     if not text.strip():
         raise DotsError("the grammar is empty", hint='for instance: root ::= "yes" | "no"')
     if "\0" in text:
-        raise DotsError("the grammar has a NUL character in it")
+        raise DotsError("the grammar contains a NUL character")
     if re.search("[\ud800-\udfff]", text):
         raise DotsError("the grammar is not valid Unicode")
     if len(text) > MAX_GRAMMAR:
-        raise DotsError(f"the grammar has {len(text)} characters, at most {MAX_GRAMMAR} work")
+        raise DotsError(f"the grammar has {len(text)} characters, the limit is {MAX_GRAMMAR}")
     if text.count("::=") > MAX_RULES:
-        raise DotsError(f"the grammar has {text.count('::=')} rules, at most {MAX_RULES} work")
+        raise DotsError(f"the grammar has {text.count('::=')} rules, the limit is {MAX_RULES}")
     plain = _SKIPPED.sub(lambda match: "#" if match[0][0] == "#" else '""', text)
     if token := re.search(r"!?<[^>\n]*>?", plain):
         raise DotsError(
-            f"the grammar names the token {token[0]}, which does not work reliably in llama.cpp",
+            f"the grammar refers to the token {token[0]}, which is unreliable in llama.cpp",
             hint="write the text of the token as a literal",
         )
     if _depth(plain) > MAX_NESTING:
@@ -58,11 +58,14 @@ def screen(text: str) -> None:
     for match in _REPEAT.finditer(plain):
         low = int(match[1])
         if match[2] and not low <= int(match[2]) <= MAX_REPEAT:
-            raise DotsError(f"the grammar repeats {match[0]}", hint=f"give at most {MAX_REPEAT}")
+            raise DotsError(
+                f"the grammar has the repetition {match[0]}",
+                hint=f"repeat at most {MAX_REPEAT} times",
+            )
     if stacked := _STACKED.search(plain):
         raise DotsError(
             f"the grammar has two repetitions in a row: {stacked[0]}",
-            hint="put the inner one into parentheses, or leave one out",
+            hint="put the inner one in parentheses, or leave one out",
         )
 
 
@@ -80,9 +83,11 @@ def gbnf_of_schema(schema: str) -> str:
     try:
         parsed = json.loads(schema)
     except (ValueError, RecursionError) as error:
-        raise DotsError(f"the JSON schema is not JSON: {error}") from error
+        raise DotsError(f"the JSON schema is not valid JSON: {error}") from error
     if not isinstance(parsed, dict):
-        raise DotsError("the JSON schema is no JSON object", hint='for instance {"type": "object"}')
+        raise DotsError(
+            "the JSON schema is not a JSON object", hint='for instance {"type": "object"}'
+        )
     for node in _objects(parsed):
         _check_node(node)
     converter = submodule("llama_grammar")
@@ -91,7 +96,7 @@ def gbnf_of_schema(schema: str) -> str:
     except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
         raise DotsError(f"the JSON schema cannot be turned into a grammar: {error}") from error
     except RecursionError as error:
-        raise DotsError("the JSON schema is too deep, or refers to itself") from error
+        raise DotsError("the JSON schema is nested too deeply, or refers to itself") from error
     grammar = grammar.replace(LOOSE_CHARACTER, STRICT_CHARACTER)
     screen(grammar)
     return grammar
@@ -113,7 +118,7 @@ def _check_node(node: dict[str, object]) -> None:
     if isinstance(reference, str) and not reference.startswith("#/"):
         raise DotsError(
             f"the JSON schema refers to {reference!r}",
-            hint="only references like #/$defs/NAME work",
+            hint="only references like #/$defs/NAME are supported",
         )
     pattern = node.get("pattern")
     if isinstance(pattern, str):

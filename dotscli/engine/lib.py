@@ -23,7 +23,7 @@ from dotscli.errors import DotsError
 
 MISSING_HINT = 'install it with: pip install "llama-cpp-python>=0.3.36"'
 # What a build for GPUs can't be loaded without: the beginning of its name, and where it comes from.
-TOOLKIT = "which is part of CUDA", "add CUDA's folder of libraries to LD_LIBRARY_PATH"
+TOOLKIT = "which is part of CUDA", "add CUDA's library folder to LD_LIBRARY_PATH"
 NEEDED = {
     "libcuda.": (
         "which comes with NVIDIA's driver",
@@ -31,7 +31,7 @@ NEEDED = {
     ),
     "libcudart.": TOOLKIT,
     "libcublas": TOOLKIT,
-    "libvulkan.": ("the loader of Vulkan", "install it, or llama-cpp-python without Vulkan"),
+    "libvulkan.": ("the Vulkan loader", "install it, or llama-cpp-python without Vulkan"),
 }
 
 
@@ -76,8 +76,8 @@ def _not_loaded(reason: str) -> DotsError:
     missing = re.search(r"(lib\S+): cannot open shared object file", reason)
     for beginning, (what, hint) in NEEDED.items():
         if missing and missing[1].startswith(beginning):
-            return DotsError(f"llama.cpp does not load: {missing[1]} is missing, {what}", hint)
-    return DotsError(f"llama.cpp does not load: {reason}", hint="run: dots doctor")
+            return DotsError(f"llama.cpp can't be loaded: {missing[1]} is missing, {what}", hint)
+    return DotsError(f"llama.cpp can't be loaded: {reason}", hint="run: dots doctor")
 
 
 @contextmanager
@@ -114,7 +114,7 @@ def ggml(name: str, result: Any, *arguments: Any) -> Any:
         function.restype = result
         function.argtypes = list(arguments)
         return function
-    raise DotsError(f"llama.cpp has no function {name}", hint=MISSING_HINT)
+    raise DotsError(f"this llama.cpp has no function {name}", hint=MISSING_HINT)
 
 
 @functools.cache

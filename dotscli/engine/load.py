@@ -14,19 +14,27 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dotscli.engine.cpu import may_crash_with_amx
-from dotscli.engine.devices import Device, has_gpu, registered
+from dotscli.engine.devices import has_gpu, registered
 from dotscli.engine.hot.choice import HotChoice, choose
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
 from dotscli.engine.log import log
+from dotscli.engine.memory import (
+    bytes_per_token,
+    cache_room,
+    check_cache_fits,
+    context_size,
+    missing_memory,
+    most_memory,
+)
 from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, MAX_OUTPUTS, MAX_UBATCH, EngineOptions
 from dotscli.engine.overrides import override_array
 from dotscli.engine.rpc.client import add_rpc, any_lost
-from dotscli.engine.sizing import bytes_per_token, check_cache_fits, context_size, free_memory
 from dotscli.errors import DotsError
 from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
 from dotscli.models.regular_file import check_replaceable
+from dotscli.terminal.text import format_bytes
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
@@ -49,6 +57,7 @@ class Loaded:
     most_ctx: int = 0
     hot: HotExperts | None = None
     hot_off: str = ""
+    may_repack: bool = True
     workers: tuple[str, ...] = ()
 
     def free(self) -> None:
@@ -112,12 +121,12 @@ def load(
 def _check_trace(path: Path, choice: HotChoice | None) -> None:
     if choice is None:
         raise DotsError(
-            "what is routed can be traced with hot experts only",
-            hint="--hot 1M --hot-device CPU has them on any machine",
+            "--heat-trace works only with hot experts",
+            hint="on any machine: --hot 1M --hot-device CPU",
         )
     check_replaceable(path, hint="name a file with --heat-trace")
     if path.exists():
-        raise DotsError(f"{path} exists already", hint="name another file for the trace")
+        raise DotsError(f"{path} already exists", hint="name another file for the trace")
 
 
 def _n_vocab(model: Any) -> int:
@@ -133,6 +142,13 @@ def _loaded(
     collector: Collector | None,
 ) -> Loaded:
     loaded = Loaded(None, None, 0, [], workers=options.rpc)
+    if missing := missing_memory(gguf, options):
+        # llama.cpp would copy the weights into a layout for this CPU, and end there.
+        loaded.may_repack = False
+        warn(
+            f"{gguf.path.name} needs {format_bytes(missing)} more memory than is free: the rest is "
+            "read from the disk again and again, which is slow"
+        )
     if choice is not None:
         loaded.hot = _hot(choice, warn)
     first, second = _halves(on_progress) if loaded.hot else (on_progress, None)
@@ -178,7 +194,7 @@ def _model(
     params = api.llama_model_default_params()
     layers = options.n_gpu_layers
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
-    if may_crash_with_amx():
+    if may_crash_with_amx() or not loaded.may_repack:
         params.use_extra_bufts = False
     last = loaded.hot.placements if loaded.hot else ()
     overrides = override_array(options, (tensor.name for tensor in gguf.tensors), last)
@@ -205,7 +221,7 @@ def _model(
         api.llama_model_free(model)
         raise failures[0]
     if not model:
-        raise _refused(f"{gguf.path}: llama.cpp does not load this file")
+        raise _refused(f"{gguf.path}: llama.cpp can't load this file")
     return model
 
 
@@ -214,14 +230,14 @@ def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) 
     trained = _number(gguf.metadata, "context_length")
     sizes = sizes_of(gguf)
     cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
-    memory = _cache_memory()
+    memory = most_memory()
     most = min(trained, memory // max(1, cost))
     if options.n_ctx:
         if options.n_ctx > trained:
-            warn(f"the context of {options.n_ctx} is longer than the {trained} of the training")
+            warn(f"a context of {options.n_ctx} is longer than the {trained} of the training")
         check_cache_fits(options.n_ctx, cost, memory)
         return options.n_ctx, most
-    return context_size(trained, cost, _free_bytes(gguf, options)), most
+    return context_size(trained, cost, cache_room(gguf, options)), most
 
 
 def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
@@ -231,30 +247,10 @@ def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
         block = CACHE_TYPES[kind].block
         if head_dim % block:
             raise DotsError(
-                f"--cache-type-{flag} {kind} needs heads of a multiple of {block}, "
+                f"--cache-type-{flag} {kind} needs a head width that is a multiple of {block}, "
                 f"{gguf.path} has {head_dim}",
                 hint=f"use --cache-type-{flag} f16",
             )
-
-
-def _free_bytes(gguf: GgufFile, options: EngineOptions) -> int:
-    """Free bytes where the cache will live: on the GPUs once layers do, else in main memory."""
-    if _gpus() and options.n_gpu_layers != 0:
-        return _gpu_memory()  # the weights are already there
-    return free_memory(sum(tensor.nbytes for tensor in gguf.tensors))
-
-
-def _cache_memory() -> int:
-    """Bytes a cache could take at the very most, wherever its layers lie."""
-    return free_memory(0) + _gpu_memory()
-
-
-def _gpus() -> list[Device]:
-    return [device for device in registered() if device.type == "GPU"]
-
-
-def _gpu_memory() -> int:
-    return sum(device.free_bytes for device in _gpus())
 
 
 def _context(
@@ -276,7 +272,7 @@ def _context(
     context = api.llama_init_from_model(model, params)
     if not context:
         raise _refused(
-            f"{path}: llama.cpp makes no context of {n_ctx} tokens with caches of "
+            f"{path}: llama.cpp can't create a context of {n_ctx} tokens with cache types "
             f"{options.cache_type_k} and {options.cache_type_v}"
         )
     return context
@@ -290,4 +286,6 @@ def _number(metadata: Mapping[str, object], key: str) -> int:
 
 def _refused(message: str) -> DotsError:
     said = log().complaints()
-    return DotsError(message, hint=f"it says: {'; '.join(said)}" if said else "run again with -v")
+    return DotsError(
+        message, hint=f"llama.cpp says: {'; '.join(said)}" if said else "run again with -v"
+    )

@@ -96,7 +96,7 @@ class EngineOptions:
         _check_name("--flash-attn", self.flash_attn, FLASH_ATTN)
         if self.flash_attn == "off" and CACHE_TYPES[self.cache_type_v].quantized:
             raise DotsError(
-                f"a {self.cache_type_v} cache for V needs flash attention",
+                f"a V cache of type {self.cache_type_v} needs flash attention",
                 hint="leave out --flash-attn off, or use --cache-type-v f16",
                 exit_status=2,
             )
@@ -136,10 +136,12 @@ def _cgroup_cpus(default: int) -> int:
 
 def _check_range(flag: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
-        raise DotsError(f"{flag} is {shown(value)}", hint=f"give {low} to {high}", exit_status=2)
+        raise DotsError(
+            f"{flag} {shown(value)} is out of range", hint=f"give {low} to {high}", exit_status=2
+        )
 
 
 def _check_name(flag: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         hint = f"give one of {', '.join(known)}"
-        raise DotsError(f"{flag} is {value!r}", hint=hint, exit_status=2)
+        raise DotsError(f"invalid {flag} {value!r}", hint=hint, exit_status=2)

@@ -57,11 +57,11 @@ def _overrides(options: EngineOptions, names: list[str]) -> list[tuple[str, int]
         pattern, equals, kind = text.rpartition("=")
         if not equals or not pattern:
             raise DotsError(
-                f"--override-tensor is {text!r}", hint="give REGEX=BUFFER-TYPE", exit_status=2
+                f"invalid --override-tensor {text!r}", hint="give REGEX=BUFFER-TYPE", exit_status=2
             )
         if kind not in known:
             raise DotsError(
-                f"--override-tensor names the unknown buffer type {kind!r}",
+                f"--override-tensor: unknown buffer type {kind!r}",
                 hint=f"this machine has {', '.join(known)}",
                 exit_status=2,
             )
@@ -79,11 +79,12 @@ def _check_pattern(pattern: str, names: list[str]) -> None:
         found = any(re.search(pattern, name) for name in names)
     except re.error as error:
         raise DotsError(
-            f"--override-tensor has no regular expression in {pattern!r}: {error}", exit_status=2
+            f"--override-tensor: {pattern!r} is not a valid regular expression: {error}",
+            exit_status=2,
         ) from error
     if not found:
         raise DotsError(
             f"--override-tensor {pattern!r} matches no tensor",
-            hint="the names are listed by: dots inspect MODEL",
+            hint="list the names with: dots inspect MODEL --json",
             exit_status=2,
         )

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def nothing_allowed() -> DotsError:
     """What to say when no token of the vocabulary continues the answer as the grammar wants."""
     return DotsError(
-        "the grammar allows no token here that the model's vocabulary has",
+        "the grammar allows none of the model's tokens here",
         hint="loosen the grammar or the schema",
     )
 

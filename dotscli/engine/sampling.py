@@ -60,7 +60,7 @@ class Sampling:
             value = getattr(self, name)
             if not in_range(name, value):
                 raise DotsError(
-                    f"--{name.replace('_', '-')} is {shown(value)}",
+                    f"--{name.replace('_', '-')} {shown(value)} is out of range",
                     hint=f"give a number {range_text(name)}",
                     exit_status=2,
                 )
@@ -141,7 +141,7 @@ def check_n_predict(value: int) -> None:
     """
     if not -1 <= value <= MAX_COUNT:
         raise DotsError(
-            f"--n-predict is {shown(value)}",
+            f"--n-predict {shown(value)} is out of range",
             hint=f"give a number of tokens up to {MAX_COUNT}, or -1 for no limit",
             exit_status=2,
         )

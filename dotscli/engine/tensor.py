@@ -61,8 +61,8 @@ def check_layout() -> None:
     nbytes = ggml("ggml_tensor_overhead", ctypes.c_size_t)() - _OBJECT_NBYTES
     if nbytes != ctypes.sizeof(Tensor):
         raise DotsError(
-            f"this llama.cpp has tensors of {nbytes} bytes, known are {ctypes.sizeof(Tensor)}",
-            hint="install a llama-cpp-python that dots knows; dots doctor says which one is there",
+            f"this llama.cpp has tensors of {nbytes} bytes, expected {ctypes.sizeof(Tensor)}",
+            hint="install a version of llama-cpp-python that dots supports; installed: dots doctor",
         )
 
 

@@ -41,7 +41,7 @@ class Vocabulary:
         if not data:
             return []
         if len(data) > MAX_TEXT:
-            raise DotsError(f"the text has {len(data)} bytes, at most {MAX_TEXT} work")
+            raise DotsError(f"the text has {len(data)} bytes, the limit is {MAX_TEXT}")
         capacity = len(data)
         while True:
             ids = (ctypes.c_int32 * capacity)()
@@ -97,7 +97,9 @@ def vocabulary_of(path: Path) -> Iterator[Vocabulary]:
     model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:
         said = "; ".join(log().complaints())
-        raise DotsError(f"{path}: llama.cpp does not read its vocabulary", hint=f"it says: {said}")
+        raise DotsError(
+            f"{path}: llama.cpp can't read its vocabulary", hint=f"llama.cpp says: {said}"
+        )
     try:
         yield Vocabulary(api.llama_model_get_vocab(model))
     finally:

@@ -33,8 +33,10 @@ class HotLayer:
 class HotCounters:
     """Sums since the model was loaded; a pair is one token at one of its experts.
 
-    `decode` are batches of up to 8 tokens. `device_ns` is what the computing thread spent on
-    handing work to the device and waiting for it, `wait_ns` the part of it after the CPU was done.
+    `decode` are batches of up to 8 tokens. `direct_nbytes`, of those uploaded and streamed, weren't
+    staged in pinned memory; `spared_layers` had a thread fewer, as another one was uploading.
+    `device_ns` is what the computing thread spent on handing work to the device and waiting for it,
+    `wait_ns` the part of it after the CPU was done.
     """
 
     decode_hits: int
@@ -45,6 +47,8 @@ class HotCounters:
     uploaded_nbytes: int
     streamed_experts: int
     streamed_nbytes: int
+    direct_nbytes: int
+    spared_layers: int
     cpu_ns: int
     device_ns: int
     wait_ns: int

@@ -85,8 +85,8 @@ def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
     said = []
     if found.ram.missing:
         said.append(
-            f"main memory is short of {format_bytes(found.ram.missing)}: that much of the file is "
-            "read from disk again and again, which works and is slow"
+            f"main memory is short by {format_bytes(found.ram.missing)}: that much of the file is "
+            "read from disk again and again, which works but is slow"
         )
     if not request.device_nbytes:
         return tuple(said)
@@ -98,8 +98,9 @@ def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
             ways.append("-ctk q8_0 -ctv q8_0")
         n_layers = sum(layer.on_device for layer in found.layers)
         said.append(
-            f"dense weights and cache of {n_layers} of {len(found.layers)} layers fit on the "
-            f"device, so no experts do" + (f"; all would with {' or '.join(ways)}" if ways else "")
+            f"dense weights and cache fit on the device for only {n_layers} of {len(found.layers)} "
+            "layers, so no experts go there"
+            + (f"; all fit with {' or '.join(ways)}" if ways else "")
         )
         return tuple(said)
     if found.n_resident == cost.n_experts:
@@ -108,12 +109,12 @@ def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
     fewest, knee = min(found.slots().values(), default=0), knee_slots(cost)
     if fewest < knee:
         said.append(
-            f"{fewest} slots in a layer are below {knee}, twice the experts of a token: hot "
-            "experts will hardly pay here; a shorter context or a smaller cache makes room"
+            f"{fewest} slots per layer are fewer than {knee}, twice the experts of a token: hot "
+            "experts will hardly pay off; a shorter context or smaller cache types make room"
         )
     elif found.hit_rate < LOW_HIT_RATE:
         said.append(
-            f"an expected hit rate of {found.hit_rate:.0%} is little: others saw gains of a few "
+            f"an expected hit rate of {found.hit_rate:.0%} is low: others saw gains of only a few "
             "percent there unless experts are exchanged while running"
         )
     more = with_q8.n_resident - found.n_resident

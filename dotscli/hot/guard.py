@@ -60,7 +60,7 @@ class Comparison:
         """The finding in one clause."""
         took = f"a token took {self.divided_s * 1e3:.3g} ms with them"
         without = f"{self.on_cpu_s * 1e3:.3g} ms with all experts on the CPU"
-        verdict = "they pay" if self.pays else "they don't pay"
+        verdict = "they pay off" if self.pays else "they don't pay off"
         return f"{verdict} on this machine: {took}, {self.hit_rate:.0%} hits, and {without}"
 
 

@@ -99,7 +99,7 @@ def load(path: Path) -> Heat:
             if magic == b"GGUF":
                 return from_imatrix(path)
             if nbytes > MAX_FILE_NBYTES:
-                raise DotsError(f"{path} is no heat file: {nbytes} bytes")
+                raise DotsError(f"{path} is not a heat file: {nbytes} bytes")
             text = magic + file.read(MAX_FILE_NBYTES)
     except OSError as error:
         raise DotsError(f"can't read {path}: {error.strerror}") from error
@@ -107,9 +107,9 @@ def load(path: Path) -> Heat:
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DotsError(f"{path} is no heat file: {error}") from error
+        raise DotsError(f"{path} is not a heat file: {error}") from error
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DotsError(f"{path} is no heat file of format {FORMAT}")
+        raise DotsError(f"{path} is not a heat file of format {FORMAT}")
     layers = document.get("layers")
     if not isinstance(layers, dict) or len(layers) > MAX_LAYERS:
         raise DotsError(f"{path} has no table of layers")
@@ -118,15 +118,15 @@ def load(path: Path) -> Heat:
 
 def _layer(path: Path, key: str) -> int:
     if not key.isascii() or not key.isdigit() or not 0 <= int(key[:9]) < MAX_LAYERS:
-        raise DotsError(f"{path} names a layer {key[:40]!r}")
+        raise DotsError(f"{path} has the invalid layer {key[:40]!r}")
     return int(key)
 
 
 def _counts(path: Path, key: str, values: object) -> np.ndarray:
     if not isinstance(values, list) or not 1 <= len(values) <= MAX_EXPERTS:
-        raise DotsError(f"{path}, layer {key}: no list of counts")
+        raise DotsError(f"{path}, layer {key}: not a list of counts")
     if not all(type(v) in (int, float) and 0 <= v < 2**63 for v in values):
-        raise DotsError(f"{path}, layer {key}: a count is no number from 0 to 2^63")
+        raise DotsError(f"{path}, layer {key}: a count is not a number from 0 to 2^63")
     return np.array(values, np.float64)
 
 
@@ -140,7 +140,7 @@ def from_imatrix(path: Path) -> Heat:
 
     gguf = read_gguf(path)
     if len(gguf.shards) > 1:
-        raise DotsError(f"{path} is one of {len(gguf.shards)} shards and no importance matrix")
+        raise DotsError(f"{path} is one of {len(gguf.shards)} shards, not an importance matrix")
     heat = Heat()
     with path.open("rb") as file:
         for tensor in gguf.tensors:
@@ -150,11 +150,11 @@ def from_imatrix(path: Path) -> Heat:
             file.seek(gguf.data_offset + tensor.offset)
             values = np.frombuffer(file.read(tensor.nbytes), "<f4").astype(np.float64)
             if not 1 < len(values) <= MAX_EXPERTS or not ((values >= 0) & (values < 2**63)).all():
-                raise DotsError(f"{path}: {tensor.name} holds counts that can't be")
+                raise DotsError(f"{path}: {tensor.name} has impossible counts")
             # up, gate and down of a layer are counted apart and agree: one of them is enough.
             heat.layers.setdefault(int(match[1]), values)
     if not heat.layers:
-        raise DotsError(f"{path} has no counts of routed experts, so no heat can come of it")
+        raise DotsError(f"{path} has no counts of routed experts, so it gives no heat")
     return heat
 
 

@@ -47,7 +47,7 @@ class KeptHeat:
         try:
             kept = self._read(path)
         except DotsError as error:
-            self.problem = f"the kept heat is left alone: {error.message}"
+            self.problem = f"the saved heat is neither used nor updated: {error.message}"
             self.path = None
             return
         self.heat = self.heat or kept
@@ -72,7 +72,9 @@ class KeptHeat:
         heat = heat_store.load(path)
         layers = {cost.layer for cost in self._cost.moe_layers}
         if not layers & set(heat.layers):
-            raise DotsError(f"{path} is the heat of another model: no layer of this one is in it")
+            raise DotsError(
+                f"{path} is the heat of another model: it has none of this model's layers"
+            )
         try:
             expert_shares(self._cost, {k: v.tolist() for k, v in heat.layers.items()})
         except DotsError as error:

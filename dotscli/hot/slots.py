@@ -30,12 +30,12 @@ def expert_shares(cost: ModelCost, heat: HeatCounts | None) -> dict[int, list[fl
         counts = [float(count) for count in (heat or {}).get(layer.layer, ())]
         if counts and len(counts) != layer.n_experts:
             raise DotsError(
-                f"the heat of layer {layer.layer} is of {len(counts)} experts, "
+                f"the heat of layer {layer.layer} covers {len(counts)} experts, "
                 f"the model has {layer.n_experts}",
-                hint="give the heat of this model",
+                hint="give a heat file of this model",
             )
         if any(not 0 <= count < float("inf") for count in counts):
-            raise DotsError(f"the heat of layer {layer.layer} holds what is no count")
+            raise DotsError(f"the heat of layer {layer.layer} contains an invalid count")
         total = sum(counts)
         n = layer.n_experts
         shares[layer.layer] = [c / total for c in counts] if total else [1 / max(n, 1)] * n

@@ -16,25 +16,25 @@ MIN_CHUNK, MAX_CHUNK = 16, 1 << 15  # llama.cpp's tools collect nothing from few
 class CalibrateFlags:
     """What a model reads to be measured, and where the result goes."""
 
-    file: File = varied(None, metavar="TEXT", help="Text to read; repeatable.")
-    out: Out = varied(None, help="File to write; default: MODEL.imatrix.gguf, here.")
+    file: File = varied(None, metavar="TEXT", help="Text file to calibrate on; repeatable.")
+    out: Out = varied(None, help="File to write; default: ./MODEL.imatrix.gguf.")
     ctx_size: CtxSize = varied(
-        512, min=MIN_CHUNK, max=MAX_CHUNK, envvar=None, help="Tokens in a chunk.",
+        512, min=MIN_CHUNK, max=MAX_CHUNK, envvar=None, help="Tokens per chunk.",
         rich_help_panel=Panel.INPUT,
     )  # fmt: skip
     chunks: Annotated[
         int,
         typer.Option(
             "--chunks", min=-1, rich_help_panel=Panel.INPUT,
-            help="At most so many; -1: all of the text.",
+            help="Maximum number of chunks; -1: the whole text.",
         ),
     ] = -1  # fmt: skip
     parse_special: Annotated[
         bool,
         typer.Option(
             "--parse-special", rich_help_panel=Panel.INPUT,
-            help="Names of control tokens in it are tokens.",
+            help="Parse control tokens in the text.",
         ),
     ] = False  # fmt: skip
-    dry_run: DryRun = varied(False, help="Say how much there is to do, and do nothing.")
-    force: Force = varied(False, help="Replace an existing file, or another interrupted run's.")
+    dry_run: DryRun = varied(False, help="Show how much there is to do, and do nothing.")
+    force: Force = varied(False, help="Replace an existing file, or the rest of another run.")

@@ -16,12 +16,14 @@ class ConfigFlags:
 
     path: Annotated[
         bool,
-        typer.Option("--path", rich_help_panel=Panel.RUN, help="Print where config.toml belongs."),
+        typer.Option(
+            "--path", rich_help_panel=Panel.RUN, help="Print where config.toml is looked for."
+        ),
     ] = False
     init: Annotated[
         bool,
         typer.Option(
             "--init", "--example", rich_help_panel=Panel.RUN,
-            help="Write an example there, with every option as a comment.",
+            help="Write an example there, with every option commented out.",
         ),
     ] = False  # fmt: skip

@@ -63,7 +63,7 @@ def read_config(
         ) from error
     if len(data) > MAX_NBYTES:
         raise DotsError(
-            f"{path} has more than {MAX_NBYTES} bytes", hint="it holds options only; shorten it"
+            f"{path} has more than {MAX_NBYTES} bytes", hint="it contains only options; shorten it"
         )
     found: dict[str, dict[str, Given]] = {command: {} for command in options}
     for key, value in _parse(data, path).items():
@@ -96,7 +96,7 @@ def _parse(data: bytes, path: Path) -> dict[str, Any]:
         values: dict[str, Any] = toml.loads(text)
     except (ValueError, RecursionError) as error:  # both decoding errors are ValueErrors
         raise DotsError(
-            f"{path}: {error}", hint="correct it, or move it away; dots config --init writes one"
+            f"{path}: {error}", hint="fix it, or move it away; dots config --init writes a new one"
         ) from error
     return values
 
@@ -121,4 +121,4 @@ def _check(text: str) -> None:
 def _unknown(path: Path, what: str, known: Collection[str]) -> DotsError:
     what = what if len(what) <= SHOWN else f"{what[: SHOWN - 3]}..."
     names = ", ".join(sorted(name.replace("_", "-") for name in known))
-    return DotsError(f"{path}: {what} is not known", hint=f"known here: {names}")
+    return DotsError(f"{path}: {what} is unknown", hint=f"valid here: {names}")

@@ -20,7 +20,7 @@ class PlacementFlags:
         int,
         typer.Option(
             "--threads-batch", "-tb", rich_help_panel=Panel.RUN,
-            help="For reading the prompt; 0: as --threads.",
+            help="Threads for reading the prompt; 0: as --threads.",
         ),
     ] = 0  # fmt: skip
     n_gpu_layers: Annotated[
@@ -48,7 +48,7 @@ class PlacementFlags:
         list[str] | None,
         typer.Option(
             "--override-tensor", "-ot", metavar="REGEX=BUFFER", rich_help_panel=Panel.PLACEMENT,
-            help="Place tensors; repeatable.",
+            help="Put matching tensors into a buffer type; repeatable.",
         ),
     ] = None  # fmt: skip
     flash_attn: Annotated[
@@ -62,14 +62,12 @@ class PlacementFlags:
         str,
         typer.Option(
             "--rpc", metavar="HOST:PORT,...", rich_help_panel=Panel.PLACEMENT,
-            help="Workers to run layers on.",
+            help="Workers (dots worker) to use as devices.",
         ),
     ] = ""  # fmt: skip
     verbose: Annotated[
         bool,
-        typer.Option(
-            "--verbose", "-v", rich_help_panel=Panel.OUTPUT, help="Show what llama.cpp logs."
-        ),
+        typer.Option("--verbose", "-v", rich_help_panel=Panel.OUTPUT, help="Show llama.cpp's log."),
     ] = False
 
 
@@ -81,7 +79,10 @@ class EngineFlags(PlacementFlags):
     batch_size: Annotated[
         int,
         typer.Option(
-            "--batch-size", "-b", rich_help_panel=Panel.MODEL, help="Prompt tokens read at once."
+            "--batch-size",
+            "-b",
+            rich_help_panel=Panel.MODEL,
+            help="Prompt tokens processed at once.",
         ),
     ] = 512
     cache_type_k: CacheTypeK = "f16"
@@ -90,14 +91,14 @@ class EngineFlags(PlacementFlags):
         str,
         typer.Option(
             "--hot", envvar="DOTS_HOT", metavar="SIZE", rich_help_panel=Panel.HOT,
-            help="Device memory for hot experts; auto: what is free on a GPU; off: none.",
+            help="Device memory for hot experts; auto: what is free on the GPU; off: none.",
         ),
     ] = "auto"  # fmt: skip
     hot_device: Annotated[
         str,
         typer.Option(
             "--hot-device", metavar="NAME", rich_help_panel=Panel.HOT,
-            show_default="the GPU with most free memory", help="Where they live.",
+            show_default="the GPU with the most free memory", help="Device for hot experts.",
         ),
     ] = ""  # fmt: skip
     heat: Heat = None
@@ -105,12 +106,14 @@ class EngineFlags(PlacementFlags):
         Path | None,
         typer.Option(
             "--heat-trace", metavar="FILE", rich_help_panel=Panel.HOT,
-            help="Write there which experts each token uses.",
+            help="Write which experts each token uses to a new file.",
         ),
     ] = None  # fmt: skip
     no_adapt: Annotated[
         bool,
         typer.Option(
-            "--no-adapt", rich_help_panel=Panel.HOT, help="Exchange none of them while answering."
+            "--no-adapt",
+            rich_help_panel=Panel.HOT,
+            help="Keep the first hot experts; exchange none while answering.",
         ),
     ] = False

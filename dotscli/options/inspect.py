@@ -18,18 +18,18 @@ class InspectFlags:
     experts: Annotated[
         bool,
         typer.Option(
-            "--experts", rich_help_panel=Panel.INPUT, help="Maps of experts: how used, how exact."
+            "--experts", rich_help_panel=Panel.INPUT, help="Show maps of experts: usage and error."
         ),
     ] = False
     heat: Heat = varied(None, rich_help_panel=Panel.INPUT)
     report: Report = varied(
-        None, help="Errors from dots quantize --report.", rich_help_panel=Panel.INPUT
+        None, help="Take errors from dots quantize --report.", rich_help_panel=Panel.INPUT
     )
     plot: Annotated[
         Path | None,
         typer.Option(
             "--plot", metavar="FILE", rich_help_panel=Panel.OUTPUT,
-            help="Draw the maps there as well: .svg or .png.",
+            help="Also draw the maps to this file, .svg or .png.",
         ),
     ] = None  # fmt: skip
     force: Force = varied(False, help="Replace an existing plot.")

@@ -30,7 +30,7 @@ class OutputFlags:
         str,
         typer.Option(
             "--color", metavar="WHEN", rich_help_panel=Panel.OUTPUT,
-            help="auto, always or never.",
+            help="Colors: auto, always or never.",
         ),
     ] = "auto"  # fmt: skip
 
@@ -39,7 +39,7 @@ def terminal_of(context: typer.Context, output: OutputFlags) -> Terminal:
     """The terminal of this run, as the output flags want it."""
     if output.color not in ("auto", "always", "never"):
         raise DotsError(
-            f"--color is {output.color!r}", "give auto, always or never", ExitStatus.USAGE
+            f"invalid --color {output.color!r}", "give auto, always or never", ExitStatus.USAGE
         )
     terminal: Terminal = context.obj
     terminal.color, terminal.quiet = output.color, output.quiet

@@ -19,7 +19,7 @@ class PlanFlags:
         int | None,
         typer.Option(
             "--vram", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
-            show_default="what is free", help="Memory of the device; 0: there is none.",
+            show_default="what is free", help="Device memory; 0: no device.",
         ),
     ] = None  # fmt: skip
     ram: Annotated[
@@ -29,15 +29,15 @@ class PlanFlags:
             show_default="what is available", help="Main memory.",
         ),
     ] = None  # fmt: skip
-    ctx_size: CtxSize = varied(0, help="Tokens of context; 0: 8192 at most.")
+    ctx_size: CtxSize = varied(0, help="Context size in tokens; 0: at most 8192.")
     cache_type_k: CacheTypeK = "f16"
     cache_type_v: CacheTypeV = "f16"
-    type: Type = varied(None, help="What a checkpoint would be quantized to.")
+    type: Type = varied(None, help="Type to quantize a checkpoint to.")
     heat: Heat = None
     bandwidth: Annotated[
         int | None,
         typer.Option(
             "--bandwidth", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
-            help="Of main memory, per second: says how many tokens it allows.",
+            help="Main memory bandwidth per second, to estimate tokens per second.",
         ),
     ] = None  # fmt: skip

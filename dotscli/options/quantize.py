@@ -29,29 +29,27 @@ if TYPE_CHECKING:
 class QuantizeFlags:
     """What a GGUF becomes, and how it is made."""
 
-    out: Out = varied(
-        None, metavar="OUT.gguf", help="File to write; default: NAME-TYPE.gguf, here."
-    )
+    out: Out = varied(None, metavar="OUT.gguf", help="File to write; default: ./NAME-TYPE.gguf.")
     type: Type = None
     bpw: Annotated[
         float | None,
         typer.Option(
             "--bpw", metavar="BITS", rich_help_panel=Panel.TYPES,
-            help="Instead of --type: the best types for at most so many bits per weight; measures.",
+            help="Instead of --type: choose the best types for so many bits per weight; measures.",
         ),
     ] = None  # fmt: skip
     size: Annotated[
         int | None,
         typer.Option(
             "--size", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.TYPES,
-            help="The same for an output of at most this size, such as 70G.",
+            help="Instead of --type: the same for an output of at most this size, such as 70G.",
         ),
     ] = None  # fmt: skip
     tensor_type: Annotated[
         list[str] | None,
         typer.Option(
             "--tensor-type", metavar="REGEX=TYPE", rich_help_panel=Panel.TYPES,
-            help="The type of some tensors; repeatable.",
+            help="Override the type of matching tensors; repeatable.",
         ),
     ] = None  # fmt: skip
     imatrix: Imatrix = None
@@ -59,32 +57,34 @@ class QuantizeFlags:
         bool,
         typer.Option(
             "--blend/--no-blend", rich_help_panel=Panel.TYPES,
-            help="Experts that saw few tokens there: helped by their layer, or as llama-quantize.",
+            help="Blend the importance of rare experts with their layer's; no: as llama-quantize.",
         ),
     ] = True  # fmt: skip
-    threads: Threads = varied(0, help="CPU threads; 0: every core.")
+    threads: Threads = varied(0, help="CPU threads; 0: all cores.")
     max_memory: Annotated[
         int,
         typer.Option(
             "--max-memory", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.RUN,
-            help="At most this much.",
+            help="Upper limit of memory use.",
         ),
     ] = "4G"  # type: ignore[assignment]  # fmt: skip  # the parser makes it a number
     split_max_size: Annotated[
         int | None,
         typer.Option(
             "--split-max-size", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.OUTPUT,
-            help="Several files of at most this much; named as llama.cpp names them.",
+            help="Split the output into files of at most this size, named as llama.cpp expects.",
         ),
     ] = None  # fmt: skip
     report: Report = None
-    dry_run: DryRun = varied(False, help="Print the plan; without a budget config.json is enough.")
+    dry_run: DryRun = varied(
+        False, help="Print the plan; with --type, config.json alone is enough."
+    )
     force: Force = False
     restart: Annotated[
         bool,
         typer.Option(
             "--restart", rich_help_panel=Panel.RUN,
-            help="Discard an interrupted run's work.",
+            help="Start over instead of resuming an interrupted run.",
         ),
     ] = False  # fmt: skip
 
@@ -99,14 +99,14 @@ class QuantizeFlags:
 
         if [self.type, self.bpw, self.size].count(None) < 2:
             raise DotsError(
-                "--type, --bpw and --size exclude each other",
-                hint="--tensor-type fixes the type of some tensors and goes with each of them",
+                "--type, --bpw and --size can't be combined",
+                hint="--tensor-type sets the type of some tensors and works with each of them",
                 exit_status=ExitStatus.USAGE,
             )
         if self.bpw is not None and not 0 < self.bpw <= 32:
             raise DotsError(
-                f"--bpw {self.bpw:g} is no number of bits per weight",
-                hint="e.g. --bpw 4.5",
+                f"--bpw {self.bpw:g} is out of range",
+                hint="give a number above 0 and up to 32, e.g. --bpw 4.5",
                 exit_status=ExitStatus.USAGE,
             )
         if self.bpw is None and self.size is None:

@@ -66,15 +66,15 @@ Model = Annotated[
     typer.Option(
         "--model", "-m", envvar="DOTS_MODEL", metavar="MODEL", autocompletion=gguf_files,
         rich_help_panel=Panel.MODEL, show_default="the built-in nano model",
-        help="GGUF file, the first file of a split one, a folder with one, or a name in the "
-        "models folder (dots doctor says where).",
+        help="GGUF file, the first file of a split model, a folder with one, or a name in the "
+        "models folder (dots doctor shows where).",
     ),
 ]  # fmt: skip
 File = Annotated[
     list[Path] | None,
     typer.Option(
         "--file", "-f", metavar="FILE", rich_help_panel=Panel.INPUT,
-        help="Text to put first; - is stdin; repeatable.",
+        help="Text file to put before the question; - is stdin; repeatable.",
     ),
 ]  # fmt: skip
 Imatrix = Annotated[
@@ -90,14 +90,14 @@ Type = Annotated[
         "--type", metavar="TYPE", autocompletion=preset_names, rich_help_panel=Panel.TYPES,
         show_default="q4",
         help="q4, f32, f16, bf16, q8_0, q4_0, q4_k_s, q4_k_m, iq4_nl, iq4_xs or mxfp4_moe; "
-        "or a GGUF, to take its types.",
+        "or a GGUF file, to copy its types.",
     ),
 ]  # fmt: skip
 Report = Annotated[
     Path | None,
     typer.Option(
         "--report", metavar="FILE.json", rich_help_panel=Panel.OUTPUT,
-        help="Write the relative error of every expert there.",
+        help="Write the relative error of every expert to this file.",
     ),
 ]  # fmt: skip
 Out = Annotated[
@@ -113,11 +113,14 @@ Force = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", rich_help_panel=Panel.RUN, help="Say what would be done, and do nothing."
+        "--dry-run", rich_help_panel=Panel.RUN, help="Show what would be done, without doing it."
     ),
 ]
 Json = Annotated[
-    bool, typer.Option("--json", rich_help_panel=Panel.OUTPUT, help="Print one JSON document.")
+    bool,
+    typer.Option(
+        "--json", rich_help_panel=Panel.OUTPUT, help="Print the result as one JSON document."
+    ),
 ]
 Threads = Annotated[
     int,
@@ -130,28 +133,28 @@ CtxSize = Annotated[
     int,
     typer.Option(
         "--ctx-size", "-c", envvar="DOTS_CTX_SIZE", min=0, max=MAX_TOKENS,
-        rich_help_panel=Panel.MODEL, help="Tokens of context; 0: sized by free memory.",
+        rich_help_panel=Panel.MODEL, help="Context size in tokens; 0: by free memory.",
     ),
 ]  # fmt: skip
 CacheTypeK = Annotated[
     str,
     typer.Option(
         "--cache-type-k", "-ctk", metavar="TYPE", rich_help_panel=Panel.MODEL,
-        help="Type of the cache's keys: f16, q8_0, q4_0, ...",
+        help="Type of the K cache: f16, q8_0, q4_0, ...",
     ),
 ]  # fmt: skip
 CacheTypeV = Annotated[
     str,
     typer.Option(
         "--cache-type-v", "-ctv", metavar="TYPE", rich_help_panel=Panel.MODEL,
-        help="The same for its values.",
+        help="Type of the V cache.",
     ),
 ]  # fmt: skip
 Heat = Annotated[
     Path | None,
     typer.Option(
         "--heat", metavar="FILE", rich_help_panel=Panel.HOT,
-        show_default="what earlier answers have left",
+        show_default="saved from earlier answers",
         help="How much each expert is used: a heat file or an importance matrix.",
     ),
 ]  # fmt: skip

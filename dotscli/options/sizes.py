@@ -32,7 +32,7 @@ def parse_size(text: str) -> int:
     if nbytes is None:
         raise NoSizeError(f"{str(text)[:40]!r} is not a size such as 512M, 24G or 48GiB", "24G")
     if suggestion := bare(str(text)):
-        raise NoSizeError(f"{text} without a unit is {text} bytes", suggestion)
+        raise NoSizeError(f"{text} has no unit, so it means {text} bytes", suggestion)
     return nbytes
 
 

@@ -19,7 +19,7 @@ class VerifyFlags:
         Path | None,
         typer.Option(
             "--against", metavar="CHECKPOINT", rich_help_panel=Panel.INPUT,
-            help="Make the tensors again, compare.",
+            help="Quantize this checkpoint again and compare.",
         ),
     ] = None  # fmt: skip
     tensor: Annotated[
@@ -32,4 +32,4 @@ class VerifyFlags:
     imatrix: Imatrix = varied(
         None, help="The importance matrix it was made with.", rich_help_panel=Panel.INPUT
     )
-    threads: Threads = varied(0, help="CPU threads; 0: every core.")
+    threads: Threads = varied(0, help="CPU threads; 0: all cores.")

@@ -53,7 +53,7 @@ class Input:
             DotsError: it is binary, or without an end.
         """
         raw = getattr(self.stdin, "buffer", None)
-        with noted_wait(self.note, "waiting for the end of stdin; `< /dev/null` gives none"):
+        with noted_wait(self.note, "waiting for the end of stdin; to give none, use `< /dev/null`"):
             if raw is not None:
                 data = read_bounded(raw, "stdin")
             else:
@@ -114,7 +114,7 @@ class Input:
             raise DotsError(f"{origin} is binary, not text", hint="give a text file in UTF-8")
         text = data.decode("utf-8", "replace").removeprefix("\ufeff")
         if data and b"\xef\xbf\xbd" not in data and (invalid := text.count("\ufffd")):
-            self.warn(f"{origin} is not valid UTF-8: {invalid} of its characters replaced")
+            self.warn(f"{origin} is not valid UTF-8: characters replaced: {invalid}")
         return text
 
     def read_file(self, path: Path) -> str:

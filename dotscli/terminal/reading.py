@@ -60,7 +60,7 @@ def read_bounded(stream: Readable, origin: str) -> bytes:
 def too_long(origin: str) -> DotsError:
     """What to say of a text beyond the limit."""
     return DotsError(
-        f"{origin} is longer than {MAX_TEXT_NBYTES >> 20} MiB, the most that is read as text",
+        f"{origin} is longer than {MAX_TEXT_NBYTES >> 20} MiB, the limit for a text",
         hint=f"give a part of it: head -c {MAX_TEXT_NBYTES >> 20}M FILE > PART",
     )
 
@@ -75,7 +75,7 @@ def read_named(path: Path, note: Callable[[str], None]) -> bytes:
         if path.is_file():
             with path.open("rb") as file:
                 return read_bounded(file, str(path))
-        with noted_wait(note, f"waiting for whoever writes to {path}"), path.open("rb") as file:
+        with noted_wait(note, f"waiting for someone to write to {path}"), path.open("rb") as file:
             return read_bounded(file, str(path))
     except (OSError, ValueError) as error:  # ValueError: a name with a zero byte in it
         reason = getattr(error, "strerror", None) or error

@@ -73,8 +73,8 @@ def heat_map(values: Mapping[int, Sequence[float]], notes: Mapping[int, str]) ->
 
     ticks = [(0.0, "1/8"), (0.5, "1"), (1.0, "8 times")]
     return ExpertMap(
-        "heat: tokens routed to an expert, against an even share", values, position, _mean,
-        "their mean", ticks, "no token", notes, "bits",
+        "heat: tokens routed to an expert, relative to an even share", values, position, _mean,
+        "their mean", ticks, "no tokens", notes, "bits",
     )  # fmt: skip
 
 

@@ -37,7 +37,9 @@ def write_plot(path: Path, name: str, maps: Sequence[ExpertMap], force: bool) ->
             hint="--plot NAME.svg",
         )  # fmt: skip
     if not maps:
-        raise DotsError("there is no heat and no error to plot", hint="give --heat or --report")
+        raise DotsError(
+            "nothing to plot: neither heat nor errors are known", hint="give --heat or --report"
+        )
     data = svg(name, maps).encode() if path.suffix == ".svg" else _png(name, maps)
     check_place(path, [path], (), "--plot")
     if path.exists() and not force:
@@ -121,7 +123,7 @@ def _png(name: str, maps: Sequence[ExpertMap]) -> bytes:
     except ImportError:
         raise DotsError(
             "a .png needs matplotlib, which is not installed",
-            hint="pip install 'dotscli[plot]', or --plot NAME.svg, which needs nothing",
+            hint="pip install 'dotscli[plot]', or --plot NAME.svg, which needs no package",
         ) from None
     colours = ListedColormap([_floats(step / 255) for step in range(256)])
     colours.set_bad(_floats(None))

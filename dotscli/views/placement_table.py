@@ -107,16 +107,16 @@ def _experts(terminal: Terminal, found: Placement) -> None:
     slots = found.slots()
     few, many = min(slots.values(), default=0), max(slots.values(), default=0)
     span = f"{few}" if few == many else f"{few} to {many}"
-    known = "by heat" if found.by_heat else "no heat known: all count equal"
+    known = "by heat" if found.by_heat else "no heat known: all experts count equally"
     terminal.paragraph(
-        f"{found.n_resident} of {cost.n_experts}, {span} slots in a layer, "
+        f"{found.n_resident} of {cost.n_experts}, {span} slots per layer, "
         f"expected hit rate {found.hit_rate:.0%} ({known})",
         "experts on the device  ",
     )
     sizes = Counter((c.expert_nbytes, c.expert_types) for c in cost.moe_layers)
     for (nbytes, types), n in sizes.most_common():
         terminal.paragraph(
-            f"{format_bytes(nbytes)} in {n} layers ({', '.join(types)})", "a slot                 "
+            f"{format_bytes(nbytes)} in {n} layers ({', '.join(types)})", "slot size              "
         )
     terminal.paragraph(
         f"{found.engine_options().flags} for hot experts; without them "
@@ -130,9 +130,9 @@ def _speed(terminal: Terminal, found: Placement, bandwidth: int) -> None:
     if not nbytes:
         return
     terminal.paragraph(
-        f"{format_bytes(nbytes)} are read per token: at "
+        f"{format_bytes(nbytes)} read per token: at "
         f"{format_bytes(bandwidth)}/s at most {bandwidth / nbytes:.1f} tokens per second "
-        "(arithmetic, not measured; the device's time is not in it)",
+        "(calculated, not measured; without the device's time)",
         "main memory            ",
     )
 

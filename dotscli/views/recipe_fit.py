@@ -14,7 +14,7 @@ from dotscli.terminal.text import format_bytes
 if TYPE_CHECKING:
     from dotscli.quantize.fit.fit import Decision, Fit
 
-COLUMNS = ("tensors", "types and their layers", "size", "bpw", "error")
+COLUMNS = ("tensors", "types by layer", "size", "bpw", "error")
 RIGHT = ("size", "bpw", "error")
 
 

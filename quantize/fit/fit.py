@@ -93,8 +93,8 @@ def fit(
             for nbytes in (least_nbytes(options), most_nbytes(options))
         )
         raise DotsError(
-            f"{budget.shown(allowed, n_weights)} are too little for this model",
-            hint=f"the least possible are {least}, and more than {most} gain nothing",
+            f"{budget.shown(allowed, n_weights)} is too little for this model",
+            hint=f"the minimum is {least}, and more than {most} gains nothing",
         )
     chosen = spend(options, allowed - fixed)
     decisions = tuple(

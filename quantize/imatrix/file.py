@@ -167,7 +167,7 @@ def _entry(gguf: GgufFile, sums: GgufTensor, counts: GgufTensor) -> Entry:
 
 def _tensor(gguf: GgufFile, tensor: GgufTensor) -> Floats:
     if tensor.type_id != F32.id or not 1 <= len(tensor.shape) <= 2:
-        raise DotsError(f"{gguf.path}: {tensor.name} is no F32 matrix")
+        raise DotsError(f"{gguf.path}: {tensor.name} is not an F32 matrix")
     try:
         with gguf.path.open("rb") as file:
             file.seek(gguf.data_offset + tensor.offset)
@@ -191,7 +191,7 @@ def _read_legacy(path: Path) -> ImatrixFile:
     for number in range(n_entries):
         name = _text(reader, f"the name of entry {number}", MAX_NAME)
         if name in entries:
-            raise reader.bad(f"the entry {name} comes twice")
+            raise reader.bad(f"the entry {name} appears twice")
         n_chunks = _count(reader, f"the chunks of {name}", 0, 1 << 31)
         n_values = _count(reader, f"the values of {name}", 1, 1 << 31)
         start = reader.position
@@ -233,7 +233,7 @@ def _count(reader: ByteReader, what: str, least: int, most: int) -> int:
     value = int(reader.number(SCALARS[INT32], what))
     if not least <= value <= most:
         raise DotsError(
-            f"{reader.path} is no importance matrix: {what} is {value} (before byte "
+            f"{reader.path} is not an importance matrix: {what} is {value} (before byte "
             f"{reader.position})",
             hint="make one with: dots calibrate MODEL -f TEXT",
         )

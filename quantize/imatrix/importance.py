@@ -104,7 +104,7 @@ class ImportanceMatrix:
                 raise DotsError(
                     f"{self.path}: {spec.name} has measurements of {entry.sums.shape[0]} x "
                     f"{entry.sums.shape[1]}, the tensor needs {expected[0]} x {expected[1]}",
-                    hint="the importance matrix is of another model",
+                    hint="the importance matrix belongs to another model",
                 )
             n_used += 1
             n_matrices += spec.n_experts
@@ -116,11 +116,11 @@ class ImportanceMatrix:
         if thin:
             warnings.append(
                 f"{self.path}: {thin} of {n_matrices} matrices saw fewer than {self.thin_tokens} "
-                "tokens: their columns' weights are blended (--no-blend: as llama-quantize)"
+                "tokens: their importance is blended with their layer's (--no-blend: as it is)"
             )
         if unseen and not thin:
             warnings.append(
-                f"{self.path}: {unseen} of {n_matrices} matrices saw no token; "
+                f"{self.path}: {unseen} of {n_matrices} matrices saw no tokens; "
                 "their columns count equally"
             )
         return tuple(warnings)
@@ -173,7 +173,7 @@ def load_importance(path: Path, thin_tokens: int = THIN_TOKENS) -> ImportanceMat
     for name, entry in found.entries.items():
         if entry.sums.shape[1] % _GROUP:
             raise DotsError(
-                f"{path}: {name} has {entry.sums.shape[1]} columns, no multiple of {_GROUP}"
+                f"{path}: {name} has {entry.sums.shape[1]} columns, not a multiple of {_GROUP}"
             )
     if found.is_legacy:
         thin_tokens = 0

@@ -167,7 +167,7 @@ class Calibration:
         if kept is None or not any(_PREFIX + name in keys for name in self._made_of):
             old = self.part.with_name(self.part.name + ".old")
             raise DotsError(
-                f"{self.part} is no interrupted run of dots calibrate, and would be overwritten",
+                f"{self.part} is not from dots calibrate, and would be overwritten",
                 hint=f"move it away: mv {shlex.quote(str(self.part))} {shlex.quote(str(old))}",
             )
         changed = [
@@ -177,9 +177,9 @@ class Calibration:
             return
         if changed:
             raise DotsError(
-                f"{self.part} holds {kept.n_chunks} chunks of an interrupted run with another "
-                + " and another ".join(changed),
-                hint="the command that it was goes on with it; --force begins anew",
+                f"{self.part} holds {kept.n_chunks} chunks of an interrupted run; changed since: "
+                + ", ".join(changed),
+                hint="run the original command to resume it, or use --force to start over",
             )
         self._totals = {
             name: (np.array(entry.sums), entry.counts.astype(np.int64))

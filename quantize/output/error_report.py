@@ -69,10 +69,12 @@ class ErrorReport:
             DotsError: it has no folder, is the output or an input, or exists without `force`.
         """
         if self.path.resolve() == self._out.resolve():
-            raise DotsError(f"{self.path} can't be output and report", hint="--report NAME.json")
+            raise DotsError(
+                f"{self.path} can't be both the output and the report", hint="--report NAME.json"
+            )
         check_place(self.path, [self.path], self._inputs, "--report")
         if self.path.exists() and not force:
-            raise DotsError(f"{self.path} exists already", hint="--force replaces it")
+            raise DotsError(f"{self.path} already exists", hint="--force replaces it")
 
     def restore(self, index: int, sums: Sequence[ErrorAndPower] | None) -> bool:
         """Take what an earlier run has measured of a tensor; whether it has."""
@@ -148,14 +150,14 @@ def read_report(path: Path) -> tuple[TensorErrors, ...]:
     tensors = document.get("tensors")
     if document.get("format") != FORMAT or not isinstance(tensors, list):
         raise DotsError(
-            f"{path} is no report of format {FORMAT}", hint="dots quantize --report makes one"
+            f"{path} is not a report of format {FORMAT}", hint="dots quantize --report writes one"
         )
     return tuple(_read(path, tensor) for tensor in tensors)
 
 
 def _read(path: Path, tensor: object) -> TensorErrors:
     if not isinstance(tensor, dict):
-        raise DotsError(f"{path}: a tensor is no object")
+        raise DotsError(f"{path}: a tensor is not an object")
     name, kind, nbytes = tensor.get("name"), tensor.get("type"), tensor.get("bytes")
     if not isinstance(name, str) or not isinstance(kind, str) or type(nbytes) is not int:
         raise DotsError(f"{path}: a tensor has no name, type or bytes")
@@ -171,7 +173,7 @@ def _numbers(path: Path, name: str, value: object) -> tuple[float, ...]:
     values = value if isinstance(value, list) else [value]
     numbers = [v for v in values if isinstance(v, int | float) and 0 <= v < _MAX_NUMBER]
     if not 1 <= len(values) <= _MAX_MATRICES or len(numbers) < len(values):
-        raise DotsError(f"{path}: {name} has an error or power that is no number from 0 on")
+        raise DotsError(f"{path}: {name} has an error or power that is not a number from 0 up")
     return tuple(map(float, numbers))
 
 

@@ -98,7 +98,7 @@ class Journal:
             self.is_ours = begins(self._fd)
             if size and not self._restart:
                 if not self.is_ours:
-                    raise self._unusable("does not begin like a journal of dots")
+                    raise self._unusable("is not a journal of dots")
                 self._read()
         except OSError as error:
             self._close()
@@ -133,7 +133,7 @@ class Journal:
         """
         if self.kept and output.fresh:
             self._forget()
-            self.notice = f"{self._part} is gone: starting anew"
+            self.notice = f"{self._part} is gone: starting over"
         try:
             os.ftruncate(self._fd, self._good_nbytes if self.kept else 0)
             if self.kept:
@@ -212,30 +212,31 @@ class Journal:
         except ValueError as error:
             raise self._unusable(f"can't be used, {error} near line {number}") from None
         if number == 0:
-            self.notice = f"{self.path} is damaged: starting anew"
+            self.notice = f"{self.path} is damaged: starting over"
         elif self._stale:
             total = len(self._stale) + len(self.kept)
             self.notice = (
                 f"the weights changed: {len(self._stale)} of the {total} tensors kept in "
-                f"{self._part} are made again"
+                f"{self._part} will be made again"
             )
 
     def _unusable(self, why: str) -> DotsError:
         return DotsError(
-            f"{self.path} {why}", hint="--restart starts anew; if the file is yours, move it away"
+            f"{self.path} {why}",
+            hint="use --restart to start over; if the file is yours, move it away",
         )
 
     def _difference(self, first: dict[str, object]) -> str:
         """Why the work that this line begins can't be gone on with."""
         theirs = first.get("identity")
         if first.get("format") != _FORMAT or not isinstance(theirs, dict):
-            return f"{self.path} is of another version of dots: starting anew"
+            return f"{self.path} is from another version of dots: starting over"
         changed = [what for what, value in self._identity.items() if theirs.get(what) != value]
         if not changed:
             return ""
         return (
-            f"the work kept in {self._part} is of another run, {' and '.join(changed)} changed: "
-            "starting anew"
+            f"the work kept in {self._part} is of another run ({' and '.join(changed)} changed): "
+            "starting over"
         )
 
     def _take(self, found: TensorLine) -> None:

@@ -46,11 +46,11 @@ class TensorLine:
         """
         index, sums, origin = value.get("tensor"), value.get("sums"), value.get("from")
         if type(index) is not int or not 0 <= index < len(n_matrices):
-            raise ValueError("no tensor of the plan")
+            raise ValueError("not a tensor of the plan")
         if not isinstance(sums, list) or len(sums) != n_matrices[index]:
             raise ValueError("not one checksum for each matrix")
         if not all(isinstance(text, str) and _SUM.fullmatch(text) for text in sums):
-            raise ValueError("a checksum that is none")
+            raise ValueError("an invalid checksum")
         errors = _error_sums(value.get("errors", []))
         if not isinstance(origin, str) or len(errors) not in (0, len(sums)):
             raise ValueError("no origin, or not one error for each matrix")
@@ -68,14 +68,14 @@ class TensorLine:
 
 def _error_sums(value: object) -> tuple[ErrorAndPower, ...]:
     if not isinstance(value, list):
-        raise ValueError("errors that are no list")
+        raise ValueError("errors that are not a list")
     pairs = []
     for pair in value:
         if not isinstance(pair, list) or len(pair) != 2:
-            raise ValueError("an error that is no pair")
+            raise ValueError("an error that is not a pair")
         for number in pair:
             if type(number) not in (int, float) or not 0 <= number < _MAX_ERROR:
-                raise ValueError("an error that is no number from 0 on")
+                raise ValueError("an error that is not a number from 0 up")
         pairs.append((float(pair[0]), float(pair[1])))
     return tuple(pairs)
 
@@ -112,5 +112,5 @@ def read_lines(fd: int) -> Iterator[tuple[int, dict[str, object]]]:
             except RecursionError:
                 value = None
             if not isinstance(value, dict):
-                raise ValueError("no JSON object")
+                raise ValueError("not a JSON object")
             yield file.tell(), value

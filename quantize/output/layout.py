@@ -67,7 +67,7 @@ def layouts(
     groups = _groups(plan.tensors, [*keys, *_split_keys(0, 0, 0)], max_nbytes)
     if len(groups) > MAX_FILES:
         raise DotsError(
-            f"the output would have {len(groups)} files, at most {MAX_FILES} work",
+            f"the output would have {len(groups)} files, the limit is {MAX_FILES}",
             hint="choose a larger --split-max-size",
         )
     files = []
@@ -114,8 +114,8 @@ def _groups(
             first, used = index, later
         if used + needed > max_nbytes:
             raise DotsError(
-                f"--split-max-size of {max_nbytes} bytes is too small: a file with {tensor.name} "
-                f"has {used + needed}",
+                f"--split-max-size of {max_nbytes} bytes is too small: the file with {tensor.name} "
+                f"needs {used + needed}",
                 hint=f"give at least {-(-(used + needed) // 1024)}K",
             )
         used += needed

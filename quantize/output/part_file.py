@@ -44,14 +44,14 @@ def check_place(
     """
     folder = path.parent
     if not folder.is_dir():
-        raise DotsError(f"{folder} is no folder", hint=f"create it, or choose another {option}")
+        raise DotsError(f"{folder} is not a folder", hint=f"create it, or choose another {option}")
     inputs = tuple(inputs)
     for target in names:
         check_replaceable(target, hint=f"name a file with {option}")
         for source in inputs:
             if target.exists() and source.exists() and target.samefile(source):
                 raise DotsError(
-                    f"the output {target} is an input, {source}",
+                    f"the output {target} is also an input, {source}",
                     hint=f"dots never changes a checkpoint; choose another {option}",
                 )
 
@@ -98,7 +98,7 @@ class PartFile:
 
     def __enter__(self) -> PartFile:
         if self.path.exists() and not self._force:
-            raise DotsError(f"{self.path} exists already", hint="--force replaces it")
+            raise DotsError(f"{self.path} already exists", hint="--force replaces it")
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
         try:
             self._fd = os.open(self.part, flags, 0o666)
@@ -139,7 +139,7 @@ class PartFile:
         except OSError as error:
             raise DotsError(f"{self.part} can't be read: {error.strerror}") from None
         if len(data) != nbytes:
-            raise DotsError(f"{self.part} became shorter while it was being written")
+            raise DotsError(f"{self.part} shrank while it was being written")
         return data
 
     def write(self, data: bytes | memoryview, offset: int) -> None:
@@ -172,7 +172,7 @@ class PartFile:
         check_replaceable(self.path)
         if self.path.exists() and not self._force:
             raise DotsError(
-                f"{self.path} appeared meanwhile",
+                f"{self.path} appeared in the meantime",
                 hint="the work is kept: --force replaces the file, or move it away",
             )
 
@@ -205,7 +205,7 @@ class PartFile:
         if size and magic != PART_MAGIC and not (self.journaled and size == self.nbytes):
             kept = self.part.with_name(self.part.name + ".old")
             raise DotsError(
-                f"{self.part} is no unfinished output of dots, and would be overwritten",
+                f"{self.part} is not an unfinished output of dots, and would be overwritten",
                 hint=f"move it away: mv {shlex.quote(str(self.part))} {shlex.quote(str(kept))}",
             )
 
@@ -257,7 +257,7 @@ def write_failed(path: Path, error: OSError) -> DotsError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return DotsError(
             f"the disk of {path} is full",
-            hint="free some space and give the same command again, or choose another --output",
+            hint="free some space and run the same command again, or choose another --output",
         )
     return DotsError(f"{path} can't be written: {error.strerror}")
 

@@ -175,17 +175,17 @@ PRESETS = (
         _q4,
         "the default: 4-bit experts, the rest 6 or 8 bits, 4.67 bits per weight",
     ),
-    Preset("f32", "F32", _everywhere(F32), "as exact as the checkpoint, four bytes a weight"),
-    Preset("f16", "F16", _everywhere(F16), "half floats"),
+    Preset("f32", "F32", _everywhere(F32), "as exact as the checkpoint, four bytes per weight"),
+    Preset("f16", "F16", _everywhere(F16), "half precision"),
     Preset("bf16", "BF16", _everywhere(BF16), "the published weights, bit for bit"),
     Preset("q8_0", "Q8_0", _mixture(Q8_0, _everywhere(Q8_0)), "8-bit"),
-    Preset("q4_0", "Q4_0", _mixture(Q4_0, _q4_0), "4-bit, quick to make and to compute"),
+    Preset("q4_0", "Q4_0", _mixture(Q4_0, _q4_0), "4-bit, fast to make and to run"),
     Preset("q4_k_s", "Q4_K_S", _mixture(Q4_K, _q4_k_s), "llama-quantize's Q4_K_S"),
     Preset(
         "q4_k_m", "Q4_K_M", _mixture(Q4_K, _q4_k_m), "llama-quantize's Q4_K_M, 5.3 bits per weight"
     ),
     Preset("iq4_nl", "IQ4_NL", _mixture(IQ4_NL, _iq4(IQ4_NL)), "non-linear 4-bit, slow to make"),
-    Preset("iq4_xs", "IQ4_XS", _mixture(IQ4_XS, _iq4(IQ4_XS)), "the smallest here, slow to make"),
+    Preset("iq4_xs", "IQ4_XS", _mixture(IQ4_XS, _iq4(IQ4_XS)), "the smallest, slow to make"),
     Preset("mxfp4_moe", "MXFP4_MOE", _mxfp4_moe, "experts in MXFP4, everything else 8-bit"),
 )
 

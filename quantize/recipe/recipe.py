@@ -42,9 +42,7 @@ class Override:
         try:
             pattern = re.compile(regex)
         except re.error as error:
-            raise DotsError(
-                f"--tensor-type {text}: the regular expression is wrong: {error}"
-            ) from None
+            raise DotsError(f"--tensor-type {text}: invalid regular expression: {error}") from None
         return cls(text, pattern, type_named(name))
 
 
@@ -110,7 +108,7 @@ class Recipe:
             if not matching:
                 raise DotsError(
                     f"--tensor-type {override.text} matches no tensor",
-                    hint="names are like blk.7.ffn_down_exps.weight: --dry-run --json has all",
+                    hint="names are like blk.7.ffn_down_exps.weight; --dry-run --json lists them",
                 )
             if not any(quantizable(spec) for spec in matching):
                 raise DotsError(

@@ -60,7 +60,7 @@ def library() -> ctypes.CDLL:
     spec = importlib.util.find_spec("llama_cpp")
     if spec is None or not spec.submodule_search_locations:
         raise DotsError(
-            "llama-cpp-python is not installed, and it brings the quantizers",
+            "llama-cpp-python, which provides the quantizers, is not installed",
             hint="pip install llama-cpp-python",
         )
     name = _LIBRARY.get(sys.platform, _LIBRARY["linux"])

@@ -120,7 +120,7 @@ def _opened(setting: str) -> tuple[Native | None, str]:
     available = paths(library)
     if setting and setting not in available:
         raise DotsError(
-            f"{SWITCH}={setting}: no such path on this processor",
+            f"{SWITCH}={setting}: no such code path on this processor",
             hint=f"unset it, or one of: 0 {' '.join(available)}",
         )
     return Native(library, setting or available[0]), setting or available[0]

@@ -60,5 +60,5 @@ def _bad_blocks(blocks: NDArray[np.uint8], kind: TensorType) -> NDArray[np.bool_
             scales = blocks[:, offset : offset + 2].copy().view("<u2").reshape(-1)
             bad |= (scales & _HALF_INFINITY) == _HALF_INFINITY
     else:
-        raise ValueError(f"{kind} is no type of weights")
+        raise ValueError(f"{kind} is not a type of weights")
     return bad

@@ -46,7 +46,7 @@ def check_sources(
         ("missing tensors", missing),
         ("tensors that a dots.llm1 of this config does not have", extra),
         ("tensors of the wrong shape", shapes),
-        (f"tensors stored as something else than {', '.join(DTYPES)}", dtypes),
+        (f"tensors stored as something other than {', '.join(DTYPES)}", dtypes),
     ):
         if found:
             unique = list(dict.fromkeys(found))

@@ -86,7 +86,7 @@ def fp8_layout(folder: Path) -> Fp8Layout | None:
     if method == "compressed-tensors" and values.text("format") == "float-quantized":
         return _compressed_tensors(values)
     raise DotsError(
-        f"{path}: the checkpoint is quantized already: quant_method is {shown(method)}, format "
+        f"{path}: the checkpoint is already quantized: quant_method is {shown(method)}, format "
         f"{shown(values.values.get('format'))}",
         hint=_HINT,
     )
@@ -100,7 +100,7 @@ def _compressed_tensors(values: Values) -> Fp8Layout:
     for name in groups.values:
         weights = groups.section(name).section("weights")
         if weights.text("type") != "float" or weights.integer("num_bits", 1, 64) != 8:
-            raise DotsError(f"{weights.origin}: the weights are no 8-bit floats", hint=_HINT)
+            raise DotsError(f"{weights.origin}: the weights are not 8-bit floats", hint=_HINT)
         strategy = weights.text("strategy")
         if strategy not in ("tensor", "channel", "block"):
             raise weights.wrong("strategy", '"tensor", "channel" or "block"')
@@ -140,13 +140,13 @@ def paired(
         if own is None:
             raise DotsError(
                 f"{tensor.path}: {name} is {tensor.entry.dtype} and has no scales beside it",
-                hint=f"they would be called {name}{SCALE_SUFFIXES[0]}",
+                hint=f"expected {name}{SCALE_SUFFIXES[0]}",
             )
         found = tensors[own]
         grid = layout.grid(tensor.entry.shape, found.entry.shape)
         if grid is None or found.entry.dtype not in SCALE_DTYPES:
             raise DotsError(
-                f"{found.path}: {own} is {list(found.entry.shape)} in {found.entry.dtype}: no "
+                f"{found.path}: {own} is {list(found.entry.shape)} in {found.entry.dtype}, not "
                 f"scales for {list(tensor.entry.shape)} as quantization_config describes them"
             )
         scales[name] = Scales(own, found, grid)

@@ -48,12 +48,12 @@ class OpenFiles:
         except OSError as error:
             raise DotsError(
                 f"{path} can't be read at byte {start}: {error.strerror or error}",
-                hint="check the disk, then give the same command again: finished work is kept",
+                hint="check the disk, then run the same command again: finished work is kept",
             ) from None
         if n_read < nbytes:
             raise DotsError(
-                f"{path} became shorter while it was being read: it ends at byte {start + n_read}",
-                hint="download or write it again; finished work is kept",
+                f"{path} shrank while it was being read: it ends at byte {start + n_read}",
+                hint="download it again; finished work is kept",
             )
         return buffer
 

@@ -63,7 +63,7 @@ def read_header(path: Path) -> tuple[Entry, ...]:
             file_nbytes = os.fstat(file.fileno()).st_size
             prefix = file.read(8)
             if len(prefix) < 8:
-                raise DotsError(f"{path} is cut: {len(prefix)} bytes, no safetensors header")
+                raise DotsError(f"{path} is truncated: {len(prefix)} bytes, no safetensors header")
             header_nbytes = struct.unpack("<Q", prefix)[0]
             if header_nbytes > MAX_HEADER_NBYTES:
                 raise DotsError(
@@ -73,7 +73,7 @@ def read_header(path: Path) -> tuple[Entry, ...]:
                 )
             if header_nbytes > file_nbytes - 8:
                 raise DotsError(
-                    f"{path} is cut: its header has {header_nbytes} bytes, the file {file_nbytes}",
+                    f"{path} is truncated: header of {header_nbytes} bytes, file of {file_nbytes}",
                     hint="download the shard again",
                 )
             text = file.read(header_nbytes)
@@ -103,7 +103,7 @@ def parse_header(text: bytes, file_nbytes: int, path: Path) -> tuple[Entry, ...]
         end += entry.nbytes
     if end > file_nbytes:
         raise DotsError(
-            f"{path} is cut: its tensors end at byte {end}, the file at {file_nbytes}",
+            f"{path} is truncated: its tensors end at byte {end}, the file at {file_nbytes}",
             hint="download the shard again",
         )
     if end < file_nbytes:
@@ -115,7 +115,7 @@ def _entry(name: str, value: object, path: Path, data_start: int) -> Entry:
     if not name or len(name) > MAX_NAME or not name.isprintable():
         raise DotsError(f"{path}: the header has a tensor named {shown(name)}")
     if not isinstance(value, dict):
-        raise DotsError(f"{path}: the header says {shown(value)} about {name}")
+        raise DotsError(f"{path}: the header has {shown(value)} for {name}")
     fields = Values(value, f"{path}: {name}")
     dtype = fields.text("dtype")
     if dtype not in DTYPE_NBITS:

@@ -62,7 +62,9 @@ class Shards:
         """
         index, single = folder / INDEX, folder / SINGLE
         if not folder.is_dir():
-            raise DotsError(f"{folder} is no folder", hint="give the folder that holds config.json")
+            raise DotsError(
+                f"{folder} is not a folder", hint="give the folder that holds config.json"
+            )
         if index.exists() and single.exists():
             raise DotsError(
                 f"{folder} holds both {INDEX} and {SINGLE}, two versions of the weights",
@@ -182,7 +184,7 @@ class Shards:
             down, across = (int(place[0]) for place in np.nonzero(bad))
             raise DotsError(
                 f"{scales.tensor.path}: {scales.name} holds {values[down, across]:g} in row "
-                f"{first + down}, column {across}; scales are finite and positive",
+                f"{first + down}, column {across}; scales must be finite and positive",
                 hint="the checkpoint is damaged; download the shard again",
             )
         return values

@@ -3,9 +3,11 @@
 // Its memory is no host memory. Transfers and graphs are queued and run later, by another thread, after
 // a pause of random length; a download fills its target with NaNs at once and with the truth only when
 // its turn comes. So whatever is read, reused or freed too early shows in the results. It can be told to
-// refuse memory, or to fail a graph. Its host buffer type stands for pinned memory.
+// refuse memory, or to fail a graph. Its host buffer type stands for pinned memory, which may turn out to
+// be plain. Uploads out of either kind are counted and can be made slow.
 #include "hot/ggml_calls.h"
 
+#include <algorithm>
 #include <atomic>
 #include <condition_variable>
 #include <cstdlib>
@@ -20,12 +22,23 @@ using namespace hot;
 
 static std::atomic<int>  allocations_left{ -1 };  // -1: as many as are wanted
 static std::atomic<int>  graphs_left{ -1 };
-static std::atomic<bool> offer_pinned{ false };
+static std::atomic<int>  offer_pinned{ 0 };  // 2: but plain memory is what there is
 static std::atomic<int>  max_pause_us{ 200 };
 static std::atomic<int>  n_pinned_buffers{ 0 };
+static std::atomic<int>  n_plain_buffers{ 0 };  // that were handed out as pinned ones, and are still there
+
+// By where they come from: plain memory, pinned memory.
+static std::atomic<int>      extra_pause_us[2]  = {};
+static std::atomic<uint64_t> uploaded_nbytes[2] = {};
+static std::atomic<uint64_t> largest_upload[2]  = {};
+
+// Where the pinned buffers lie.
+static std::mutex                                  pinned_mutex;
+static std::deque<std::pair<const void *, size_t>> pinned_ranges;
 
 static ggml_backend_buffer_type  lag_buft;
 static ggml_backend_buffer_type  lag_host_buft;
+static ggml_backend_buffer_type  lag_plain_buft;
 static ggml_backend_device       lag_device;
 static ggml_backend_reg          lag_reg;
 
@@ -38,7 +51,27 @@ static bool take_one(std::atomic<int> & left) {
 
 // buffers
 
+static bool is_pinned(const void * data) {
+    std::lock_guard<std::mutex> lock(pinned_mutex);
+    for (const auto & [base, size] : pinned_ranges) {
+        if (data >= base && data < static_cast<const char *>(base) + size) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static void lag_buffer_free(ggml_backend_buffer * buffer) {
+    n_plain_buffers -= buffer->buft == &lag_plain_buft;
+    {
+        std::lock_guard<std::mutex> lock(pinned_mutex);
+        for (auto range = pinned_ranges.begin(); range != pinned_ranges.end(); ++range) {
+            if (range->first == buffer->context) {
+                pinned_ranges.erase(range);
+                break;
+            }
+        }
+    }
     free(buffer->context);
 }
 
@@ -67,7 +100,15 @@ static ggml_backend_buffer * lag_alloc(ggml_backend_buffer_type * buft, size_t s
         return nullptr;
     }
     memset(memory, 0xff, size);  // NaNs, for whoever reads what nobody wrote
-    n_pinned_buffers += buft == &lag_host_buft;
+    if (buft == &lag_host_buft && offer_pinned == 2) {
+        buft = &lag_plain_buft;
+        n_plain_buffers++;
+    }
+    if (buft == &lag_host_buft) {
+        n_pinned_buffers++;
+        std::lock_guard<std::mutex> lock(pinned_mutex);
+        pinned_ranges.emplace_back(memory, size);
+    }
     ggml_backend_buffer_i iface = {};
     iface.free_buffer = lag_buffer_free;
     iface.get_base    = lag_buffer_get_base;
@@ -171,7 +212,13 @@ static void lag_backend_free(ggml_backend * backend) {
 
 static void lag_set_async(ggml_backend * backend, ggml_tensor * tensor, const void * data, size_t offset, size_t size) {
     char * target = static_cast<char *>(tensor->data) + offset;
-    context_of(backend).push([=] { memcpy(target, data, size); });
+    const int pinned = is_pinned(data);
+    uploaded_nbytes[pinned] += size;
+    largest_upload[pinned] = std::max(largest_upload[pinned].load(), uint64_t(size));
+    context_of(backend).push([=] {
+        std::this_thread::sleep_for(std::chrono::microseconds(extra_pause_us[pinned]));
+        memcpy(target, data, size);
+    });
 }
 
 static void lag_get_async(ggml_backend * backend, const ggml_tensor * tensor, void * data, size_t offset, size_t size) {
@@ -233,7 +280,7 @@ static ggml_backend_buffer_type * lag_device_buft(ggml_backend_device *) {
 }
 
 static ggml_backend_buffer_type * lag_device_host_buft(ggml_backend_device *) {
-    return offer_pinned ? &lag_host_buft : nullptr;
+    return offer_pinned != 0 ? &lag_host_buft : nullptr;
 }
 
 static bool lag_supports_op(ggml_backend_device *, const ggml_tensor * op) {
@@ -265,6 +312,7 @@ LAG_API int lag_start(void * libllama) {
     }
     lag_buft      = { { lag_name, lag_alloc, lag_alignment, nullptr, lag_alloc_size, nullptr }, &lag_device, nullptr };
     lag_host_buft = { { lag_name, lag_alloc, lag_alignment, nullptr, nullptr, yes }, &lag_device, nullptr };
+    lag_plain_buft = { { lag_name, lag_alloc, lag_alignment, nullptr, nullptr, yes }, &lag_device, nullptr };
 
     lag_device.reg                         = &lag_reg;
     lag_device.iface.get_name              = lag_device_name;
@@ -292,7 +340,7 @@ LAG_API void lag_limit_graphs(int n) {
 }
 
 LAG_API void lag_offer_pinned(int offer) {
-    offer_pinned = offer != 0;
+    offer_pinned = offer;
 }
 
 LAG_API void lag_set_max_pause_us(int pause) {
@@ -301,4 +349,20 @@ LAG_API void lag_set_max_pause_us(int pause) {
 
 LAG_API int lag_n_pinned_buffers(void) {
     return n_pinned_buffers;
+}
+
+LAG_API int lag_n_plain_buffers(void) {
+    return n_plain_buffers;
+}
+
+LAG_API void lag_set_extra_pause_us(int pinned, int pause) {
+    extra_pause_us[pinned] = pause;
+}
+
+LAG_API uint64_t lag_uploaded_nbytes(int pinned) {
+    return uploaded_nbytes[pinned];
+}
+
+LAG_API uint64_t lag_largest_upload(int pinned) {
+    return largest_upload[pinned];
 }

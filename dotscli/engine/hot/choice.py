@@ -95,7 +95,7 @@ def choose(
         return Decision(instead, reason=reason if say else "")
 
     if device is None:
-        return off("llama.cpp sees no GPU here; --hot-device CPU tries them out")
+        return off("llama.cpp sees no GPU here; to try them: --hot 1M --hot-device CPU")
     from dotscli.hot.heat_store import file_of  # with numpy, which stock need not wait for
     from dotscli.hot.kept_heat import KeptHeat
 
@@ -108,15 +108,15 @@ def choose(
     stock = options
     if hot.nbytes is not None:
         if hot.nbytes < smallest:
-            return off(f"an expert takes {format_bytes(smallest)}")
+            return off(f"a single expert takes {format_bytes(smallest)}")
     elif places_experts(gguf, options):
-        return off("-cmoe, -ncmoe or -ot says where experts go, and --hot has no size")
+        return off("-cmoe, -ncmoe or -ot places the experts, and --hot gives no size")
     else:
         # llama.cpp divides layers over all GPUs
         free = sum(gpu.free_bytes for gpu in gpus(devices)) or device.free_bytes
         found = placement_on(gguf, cost, options, free, as_counts(kept))
         if found.n_resident == cost.n_experts:
-            return off("the whole model fits into device memory")
+            return off("the whole model fits in device memory")
         if options.n_gpu_layers is None:
             stock = as_placed(options, found)
             if not found.n_resident:

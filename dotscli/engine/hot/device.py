@@ -30,14 +30,14 @@ def hot_device(hot: HotOptions, devices: Sequence[Device]) -> Device | None:
     device = known.get(hot.device)
     if device is None:
         raise DotsError(
-            f"--hot-device names the unknown device {hot.device!r}",
+            f"--hot-device {hot.device!r}: no such device",
             hint=f"this machine has {', '.join(known)}",
             exit_status=ExitStatus.USAGE,
         )
     if hot.nbytes is None and device.type not in ("GPU", "IGPU"):
         raise DotsError(
-            f"--hot-device {device.name} has no memory of its own to size hot experts by",
-            hint="say how much to use, for example --hot 1G",
+            f"--hot-device {device.name} has no memory of its own, so --hot needs a size",
+            hint="for example: --hot 1G",
             exit_status=ExitStatus.USAGE,
         )
     return device

@@ -91,7 +91,7 @@ class HotExperts:
             more = f" ({len(problems)} layers in all)" if len(problems) > 1 else ""
             self._warn(f"{problems[0]}{more}; their experts stay on the CPU")
         if not wanted:
-            self._warn(f"no expert is hot: {format_bytes(nbytes)} have room for none")
+            self._warn(f"no expert is hot: {format_bytes(nbytes)} is too little for even one")
 
     def start(self) -> None:
         """Begins to count, and to follow the tokens if that is wanted.
@@ -129,7 +129,7 @@ class HotExperts:
         if found.pays:
             return ""
         if self._choice.insists:
-            self._warn(f"hot experts are on as asked, but {found.describe()}")
+            self._warn(f"hot experts are on as requested, but {found.describe()}")
             return ""
         self._warn(f"hot experts are off: {found.describe()}")
         return found.describe()
@@ -209,6 +209,6 @@ class HotExperts:
         [now] = [known.free_bytes for known in registered() if known.name == device.name]
         room = max(0, now - margin_nbytes(device.free_bytes))
         if wanted is not None and wanted > room:
-            sizes = f"{format_bytes(wanted)} for hot experts, {format_bytes(room)}"
-            self._warn(f"{device.name} has not {sizes} is what can be used")
+            sizes = f"{format_bytes(room)} free, {format_bytes(wanted)} were requested"
+            self._warn(f"{device.name} has only {sizes} for hot experts")
         return room if wanted is None else min(wanted, room)

@@ -9,9 +9,9 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from dotscli.engine.memory import bytes_per_token, context_size, free_memory
 from dotscli.engine.options import EngineOptions
 from dotscli.engine.overrides import EXPERTS
-from dotscli.engine.sizing import bytes_per_token, context_size, free_memory
 from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.slots import HeatCounts

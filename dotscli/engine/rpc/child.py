@@ -45,7 +45,7 @@ def offered_devices(names: Sequence[str]) -> list[Device]:
     for name in names:
         if name not in known:
             raise DotsError(
-                f"--device names the unknown device {name!r}",
+                f"--device {name!r}: no such device",
                 hint=f"this machine has {', '.join(known)}",
                 exit_status=ExitStatus.USAGE,
             )

@@ -19,7 +19,7 @@ from dotscli.errors import DotsError
 
 POINTER = ctypes.c_void_p
 BUILD_HINT = (
-    'build it: CMAKE_ARGS="-DGGML_RPC=on" pip install --force-reinstall --no-cache-dir --no-deps '
+    'rebuild it: CMAKE_ARGS="-DGGML_RPC=on" pip install --force-reinstall --no-cache-dir --no-deps '
     "llama-cpp-python"
 )
 MAX_ALIGNMENT = 1 << 20  # bytes; GPUs want 128 to 512
@@ -88,8 +88,10 @@ def lost_worker() -> DotsError:
     ]
     who = "the worker" if len(gone or _workers) == 1 else "one of the workers"
     names = ", ".join(gone or _workers)
-    what = "has gone away" if gone else "does not answer, or not as a worker should"
-    return DotsError(f"{who} at {names} {what}", hint=f"look there for the reason; {START_HINT}")
+    what = "is gone" if gone else "does not answer, or not like a worker"
+    return DotsError(
+        f"{who} at {names} {what}", hint=f"check that machine for the reason; {START_HINT}"
+    )
 
 
 def _add(endpoint: str, add_server: Any) -> None:

@@ -39,8 +39,8 @@ def parse_address(endpoint: str) -> tuple[str, int]:
     host, _, port = endpoint.rpartition(":")
     if not host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 1 << 16:
         raise DotsError(
-            f"--rpc is {endpoint!r}",
-            hint="give HOST:PORT, the port from 1 to 65535; several with commas between",
+            f"invalid --rpc {endpoint!r}",
+            hint="give HOST:PORT, with a port from 1 to 65535; separate several by commas",
             exit_status=ExitStatus.USAGE,
         )
     return host, int(port)
@@ -70,7 +70,7 @@ def greet(endpoint: str, timeout_s: float = TIMEOUT_S) -> Address:
             count = receive(connection, COUNT, deadline)
         except TimeoutError as error:
             raise DotsError(
-                f"what listens at {endpoint} says nothing for {timeout_s:g} s: "
+                f"the listener at {endpoint} has been silent for {timeout_s:g} s: "
                 "a worker serves one client at a time",
                 hint="end the other client, or start a second worker on another port",
             ) from error
@@ -127,4 +127,4 @@ def protocol_version() -> str:
 
 
 def _no_worker(endpoint: str) -> DotsError:
-    return DotsError(f"what answers at {endpoint} is no llama.cpp worker", hint=START_HINT)
+    return DotsError(f"the listener at {endpoint} is not a llama.cpp worker", hint=START_HINT)

@@ -40,7 +40,7 @@ def listen(host: str, port: int) -> socket.socket:
         found = socket.getaddrinfo(host, port, socket.AF_INET, socket.SOCK_STREAM)
     except OSError as error:
         raise DotsError(
-            f"--host {host} is no IPv4 address: {error.strerror or error}",
+            f"--host {host} is not an IPv4 address: {error.strerror or error}",
             hint="give 127.0.0.1, an address of this machine, or 0.0.0.0 for all of them",
             exit_status=ExitStatus.USAGE,
         ) from error
@@ -54,8 +54,8 @@ def listen(host: str, port: int) -> socket.socket:
         listener.close()
         taken = error.errno == errno.EADDRINUSE
         raise DotsError(
-            f"{host}:{port} can't be listened on: {error.strerror or error}",
-            hint=f"give another: --port {port + 1}" if taken else "see --host and --port",
+            f"can't listen on {host}:{port}: {error.strerror or error}",
+            hint=f"choose another port: --port {port + 1}" if taken else "check --host and --port",
         ) from error
     return listener
 

@@ -42,6 +42,8 @@ class Counters(ctypes.Structure):
             "uploaded_nbytes",
             "streamed_experts",
             "streamed_nbytes",
+            "direct_nbytes",
+            "spared_layers",
             "cpu_ns",
             "device_ns",
             "wait_ns",
@@ -85,7 +87,7 @@ def start() -> tuple[ctypes.CDLL | None, str]:
     if ours is None:
         return None, "dots was installed without its native libraries"
     if llama is None:
-        return None, "llama-cpp-python has no libllama where it is expected"
+        return None, "libllama is not where llama-cpp-python should have it"
     try:
         library, libllama = ctypes.CDLL(str(ours)), ctypes.CDLL(str(llama))
     except OSError as error:
@@ -93,7 +95,7 @@ def start() -> tuple[ctypes.CDLL | None, str]:
     try:
         _declare(library)
     except AttributeError:  # it lacks a function: an installation in place, whose sources went on
-        return None, f"{ours} is of another version than dots; install dots again"
+        return None, f"{ours} belongs to another version of dots; reinstall dots"
     problem = library.dots_hot_start(ctypes.c_void_p(libllama._handle))
     return (None, problem.decode()) if problem else (library, "")
 

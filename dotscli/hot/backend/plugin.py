@@ -115,7 +115,7 @@ class HotModel:
         """Exchange as few slots as it takes to have exactly these experts resident."""
         now, wanted = self.residents(layer), set(experts)
         if len(wanted) > len(now):
-            raise DotsError(f"layer {layer} has {len(now)} slots and not {len(wanted)}")
+            raise DotsError(f"layer {layer} has {len(now)} slots, not {len(wanted)}")
         missing = sorted(wanted - set(now))
         for slot, expert in enumerate(now):
             if expert not in wanted:

@@ -2,6 +2,8 @@
 
 namespace hot {
 
+static constexpr int FEWEST_TO_SPARE = 4;  // threads: of fewer, one is too large a part
+
 // Functions that only a CPU backend has are asked for by name.
 static void * cpu_function(ggml_backend * backend, const char * name) {
     ggml_backend_reg * reg = ggml.ggml_backend_dev_backend_reg(ggml.ggml_backend_get_device(backend));
@@ -56,10 +58,25 @@ void hot_context::set_n_threads(int n_threads) {
         return;
     }
     n_threads_ = n_threads;
-    set_backend_n_threads(cpu_, n_threads);
+    set_cpu_threads(n_threads);
     if (device_ != nullptr) {
         set_backend_n_threads(device_, n_threads);
     }
+}
+
+void hot_context::set_cpu_threads(int n_threads) {
+    if (n_threads != cpu_threads_) {
+        cpu_threads_ = n_threads;
+        set_backend_n_threads(cpu_, n_threads);
+    }
+}
+
+// Every barrier of ggml's waits for the thread that has no core. Where the dense layers are computed by
+// llama.cpp's own CPU backend, x is no copy: then OpenMP would end and start a thread at every turn.
+void hot_context::share_cores(const layer_run & run) {
+    const bool spare = n_threads_ >= FEWEST_TO_SPARE && run.x->op == OP_NONE && run.model->uploading.go_on();
+    set_cpu_threads(n_threads_ - spare);
+    run.model->counters.spared_layers += spare;
 }
 
 int hot_context::forward(ggml_cgraph * graph) {

@@ -60,6 +60,7 @@ class hot_context {
   private:
     ggml_backend * cpu_;
     int            n_threads_ = 0;
+    int            cpu_threads_ = 0;  // that cpu_ was told of
     // Where ggml keeps threads of its own (built without OpenMP), llama.cpp's CPU backend and both of
     // ours take turns on one pool. OpenMP's threads are shared as they are.
     ggml_threadpool * threadpool_;
@@ -92,6 +93,9 @@ class hot_context {
     std::vector<int32_t>           by_expert_;   // [n_experts], for counting
     context_ptr                    job_ctx_[2];  // for the job that runs and the one before
 
+    void set_cpu_threads(int n_threads);
+    // One thread fewer for the CPU's side while another uploads experts.
+    void share_cores(const layer_run & run);
     bool bind(const std::shared_ptr<hot_model> & model);
     void unbind();
 

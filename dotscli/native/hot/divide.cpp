@@ -14,6 +14,7 @@ int hot_context::run(const std::shared_ptr<hot_model> & model, const layer_nodes
     run.row      = layer.n_embd * sizeof(float);
     run.start    = now_ns();
 
+    share_cores(run);
     const bool may_stream = run.bulk && model->device != nullptr && model->streaming != STREAM_NEVER;
     if (layer.off || model->trial == TRIAL_ON_CPU || (layer.n_resident == 0 && !may_stream)) {
         return on_the_cpu(run);

@@ -164,7 +164,7 @@ int32_t dots_hot_read_counters(int32_t model, dots_hot_counters * counters) {
     const hot_counters & from = found->counters;
     *counters = {
         from.decode_hits, from.decode_misses,   from.prefill_hits, from.prefill_misses, from.uploads,
-        from.uploaded_nbytes, from.streamed_experts, from.streamed_nbytes, from.cpu_ns, from.device_ns, from.wait_ns,
+        from.uploaded_nbytes, from.streamed_experts, from.streamed_nbytes, from.direct_nbytes, from.spared_layers, from.cpu_ns, from.device_ns, from.wait_ns,
     };
     return 1;
 }

@@ -31,6 +31,8 @@ struct dots_hot_counters {
     uint64_t uploaded_nbytes;
     uint64_t streamed_experts;
     uint64_t streamed_nbytes;
+    uint64_t direct_nbytes;
+    uint64_t spared_layers;
     uint64_t cpu_ns;
     uint64_t device_ns;
     uint64_t wait_ns;

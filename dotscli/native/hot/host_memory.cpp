@@ -4,6 +4,15 @@
 
 namespace hot {
 
+ggml_backend_buffer * pinned_memory(ggml_backend_buffer_type * type, size_t nbytes) {
+    ggml_backend_buffer * buffer = type != nullptr ? ggml.ggml_backend_buft_alloc_buffer(type, nbytes) : nullptr;
+    if (buffer != nullptr && ggml.ggml_backend_buffer_get_type(buffer) != type) {
+        ggml.ggml_backend_buffer_free(buffer);
+        return nullptr;
+    }
+    return buffer;
+}
+
 host_block::~host_block() {
     clear();
 }
@@ -25,9 +34,7 @@ bool host_block::ensure(size_t wanted, ggml_backend_buffer_type * pinned_type) {
     }
     clear();
     wanted = padded(wanted);
-    if (pinned_type != nullptr) {
-        pinned = ggml.ggml_backend_buft_alloc_buffer(pinned_type, wanted);
-    }
+    pinned = pinned_memory(pinned_type, wanted);
     data   = static_cast<char *>(pinned != nullptr ? ggml.ggml_backend_buffer_get_base(pinned) : aligned_alloc(HOST_ALIGNMENT, wanted));
     nbytes = data != nullptr ? wanted : 0;
     return data != nullptr;

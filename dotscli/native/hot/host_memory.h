@@ -11,6 +11,10 @@ inline size_t padded(size_t nbytes) {
     return (nbytes + HOST_ALIGNMENT - 1) / HOST_ALIGNMENT * HOST_ALIGNMENT;
 }
 
+// Memory of that type. Null if there is no such type, or none to be had: some devices then hand out plain
+// memory in silence.
+ggml_backend_buffer * pinned_memory(ggml_backend_buffer_type * type, size_t nbytes);
+
 // Memory that both sides of a transfer can name: pinned where the device offers it.
 struct host_block {
     char *                data   = nullptr;

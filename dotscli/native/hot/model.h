@@ -27,9 +27,33 @@ struct hot_counters {
     std::atomic<uint64_t> uploaded_nbytes{ 0 };
     std::atomic<uint64_t> streamed_experts{ 0 };
     std::atomic<uint64_t> streamed_nbytes{ 0 };
+    std::atomic<uint64_t> direct_nbytes{ 0 };  // of both, those that weren't staged
+    std::atomic<uint64_t> spared_layers{ 0 };  // computed by a thread fewer, because of uploads
     std::atomic<uint64_t> cpu_ns{ 0 };     // computing the misses
     std::atomic<uint64_t> device_ns{ 0 };  // handing work to the device and waiting for its rows
     std::atomic<uint64_t> wait_ns{ 0 };    // of that, waiting after the CPU was done
+};
+
+// Whether experts are being uploaded, by any thread.
+class upload_times {
+  public:
+    // Now, or until a moment ago: they come in bursts.
+    bool go_on() const;
+
+    class mark {
+      public:
+        explicit mark(upload_times & times) : times_(times) { times_.n_++; }
+        ~mark();
+        mark(const mark &) = delete;
+        mark & operator=(const mark &) = delete;
+
+      private:
+        upload_times & times_;
+    };
+
+  private:
+    std::atomic<int>      n_{ 0 };
+    std::atomic<uint64_t> ended_{ 0 };
 };
 
 // Whether experts that aren't resident go through the device for long prompts.
@@ -42,6 +66,7 @@ struct hot_model {
     ggml_backend_device * device = nullptr;  // null: count heat, compute everything on the CPU
     hot_counters          counters;
     stream_costs          costs;
+    upload_times          uploading;
     std::atomic<int>      trial{ TRIAL_NONE };
     std::atomic<int>      streaming{ STREAM_WHERE_IT_PAYS };
 

@@ -1,7 +1,19 @@
 // Which experts of a layer are on the device: room for them, and one in another's place.
+#include "hot/clock.h"
 #include "hot/model.h"
 
 namespace hot {
+
+static constexpr uint64_t BURST_NS = 100'000'000;
+
+bool upload_times::go_on() const {
+    return n_ > 0 || now_ns() - ended_ < BURST_NS;
+}
+
+upload_times::mark::~mark() {
+    times_.ended_ = now_ns();
+    times_.n_--;
+}
 
 static std::string no_experts(int index) {
     return "layer " + std::to_string(index) + " has no routed experts here";
@@ -74,8 +86,12 @@ std::string hot_model::place(int index, int slot, int expert) {
     if (uploader_ == nullptr) {
         uploader_ = std::make_unique<uploader>(device);
     }
-    uploader_->copy(found->host, found->slab, expert, slot);
-    uploader_->wait();
+    const bool direct = uploader_->way() == WAY_DIRECT;
+    {
+        const upload_times::mark busy(uploading);
+        uploader_->copy(found->host, found->slab, expert, slot);
+        uploader_->wait();
+    }
     {
         std::unique_lock<std::shared_mutex> lock(found->residency);
         found->slot_of[expert] = slot;
@@ -84,6 +100,7 @@ std::string hot_model::place(int index, int slot, int expert) {
     }
     counters.uploads++;
     counters.uploaded_nbytes += found->expert_nbytes();
+    counters.direct_nbytes += direct ? found->expert_nbytes() : 0;
     return "";
 }
 

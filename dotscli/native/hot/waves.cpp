@@ -30,7 +30,11 @@ bool expert_stream::prepare(const moe_layer & layer, int shape) {
 }
 
 void expert_stream::upload(const moe_layer & layer, const expert_slab & slab, const std::vector<expert_load> & streamed,
-                           const stream_wave & wave) {
+                           const stream_wave & wave, hot_model & model) {
+    const upload_times::mark busy(model.uploading);
+    if (uploader_.way() == WAY_DIRECT) {
+        model.counters.direct_nbytes += wave.n_experts * layer.expert_nbytes();
+    }
     for (size_t slot = 0; slot < wave.n_experts; slot++) {
         uploader_.copy(layer.host, slab, streamed[wave.first_expert + slot].expert, slot);
     }
@@ -44,7 +48,7 @@ bool expert_stream::run(const moe_layer & layer, int shape, const std::vector<ex
     const size_t  expert_nbytes = layer.expert_nbytes();
     two_slabs &   slabs         = *slabs_.at(shape);
     const uint64_t began        = now_ns();
-    upload(layer, slabs.slab[0], streamed, waves[0]);
+    upload(layer, slabs.slab[0], streamed, waves[0], model);
     model.costs.uploaded(waves[0].n_experts * expert_nbytes, (now_ns() - began) / 1e9);
 
     for (size_t i = 0; i < waves.size(); i++) {
@@ -54,7 +58,7 @@ bool expert_stream::run(const moe_layer & layer, int shape, const std::vector<ex
             return false;
         }
         if (i + 1 < waves.size()) {
-            upload(layer, slabs.slab[(i + 1) % 2], streamed, waves[i + 1]);
+            upload(layer, slabs.slab[(i + 1) % 2], streamed, waves[i + 1], model);
             continue;
         }
         finish();

@@ -50,7 +50,7 @@ def _given_up(message: bytes) -> None:
     text = message.decode("utf-8", "replace")
     if "ggml-rpc" in text.partition(": ")[0]:  # FILE:LINE: reason
         _end(lost_worker())
-    _end(DotsError(f"llama.cpp has given up: {text}", hint="what led there is shown by: -v"))
+    _end(DotsError(f"llama.cpp aborted: {text}", hint="run again with -v to see what led to it"))
 
 
 def _end(error: DotsError) -> NoReturn:

@@ -1,9 +1,14 @@
-"""How long a context fits: the cost of its cache against the memory that is free."""
+"""Memory that is free, and what a load makes of it: how long a context fits, whether weights do.
+
+Figures are the system's and the devices' own estimates, in bytes.
+"""
 
 from __future__ import annotations
 
+from dotscli.engine.devices import registered
 from dotscli.engine.options import EngineOptions, cache_bytes
 from dotscli.errors import DotsError
+from dotscli.models.gguf_file import GgufFile
 
 GIB = 1 << 30
 SHORTEST, LONGEST = 4096, 32768
@@ -38,8 +43,8 @@ def check_cache_fits(n_ctx: int, token_bytes: int, free_bytes: int) -> None:
     wanted = n_ctx * token_bytes
     if wanted > free_bytes:
         raise DotsError(
-            f"a context of {n_ctx} tokens takes {wanted / GIB:.1f} GiB of cache, "
-            f"{free_bytes / GIB:.1f} GiB are free",
+            f"a context of {n_ctx} tokens needs {wanted / GIB:.1f} GiB of cache, "
+            f"only {free_bytes / GIB:.1f} GiB are free",
             hint="use a smaller --ctx-size, or --cache-type-k q8_0 --cache-type-v q8_0",
         )
 
@@ -52,3 +57,31 @@ def free_memory(weight_bytes: int) -> int:
     import psutil
 
     return max(0, int(psutil.virtual_memory().available) - weight_bytes)
+
+
+def gpu_memory() -> int:
+    """Free bytes of all GPUs together."""
+    return sum(device.free_bytes for device in registered() if device.type == "GPU")
+
+
+def most_memory() -> int:
+    """Bytes that a cache could take at the very most, wherever its layers lie."""
+    return free_memory(0) + gpu_memory()
+
+
+def cache_room(gguf: GgufFile, options: EngineOptions) -> int:
+    """Free bytes where the cache will live: on the GPUs once layers do, else in main memory."""
+    on_gpus = gpu_memory() if options.n_gpu_layers != 0 else 0
+    return on_gpus or free_memory(weights_nbytes(gguf))  # on GPUs the weights are there already
+
+
+def missing_memory(gguf: GgufFile, options: EngineOptions) -> int:
+    """Bytes of the weights that neither main memory nor the GPUs have room for; 0 if all fit."""
+    return max(
+        0, weights_nbytes(gguf) - gpu_memory() * (options.n_gpu_layers != 0) - free_memory(0)
+    )
+
+
+def weights_nbytes(gguf: GgufFile) -> int:
+    """Bytes of all tensors."""
+    return sum(tensor.nbytes for tensor in gguf.tensors)
