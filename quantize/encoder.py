@@ -18,7 +18,7 @@ from dotscli.quantize.jobs import Job, piece_size
 from dotscli.quantize.plan import Plan
 from dotscli.quantize.rows.codec import BadValue, Codec
 from dotscli.quantize.rows.error import ErrorAndPower, source_error
-from dotscli.quantize.rows.sound import first_unsound
+from dotscli.quantize.rows.valid import first_unsound
 from dotscli.quantize.source.source import Source
 from dotscli.quantize.types import DTYPES
 

@@ -20,7 +20,7 @@ from dotscli.models.gguf_file import GgufArray, GgufFile, read_gguf, read_one
 from dotscli.models.gguf_type import TENSOR_TYPES, UINT64, TensorType
 from dotscli.quantize.output.checksums import KEY, N_HEADER, PIECE_NBYTES, checksum
 from dotscli.quantize.output.gguf_header import tensor_info
-from dotscli.quantize.rows.sound import first_unsound
+from dotscli.quantize.rows.valid import first_unsound
 from dotscli.quantize.threads import default_threads, in_order
 
 

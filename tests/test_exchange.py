@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from dotscli.hot.adapt import Price
-from dotscli.hot.cache import HotCounters
 from dotscli.hot.exchange import Exchange, Frequencies, Rule, exchanges
+from dotscli.hot.expert_cache import HotCounters
 
 RULE = Rule(horizon=4, limit=2)
 

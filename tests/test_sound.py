@@ -14,7 +14,7 @@ from dotscli.models.gguf_file import read_gguf
 from dotscli.models.gguf_type import BY_NAME, TensorType
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.rows.codec import library
-from dotscli.quantize.rows.sound import KNOWN, first_unsound
+from dotscli.quantize.rows.valid import KNOWN, first_unsound
 from tests import gguf_maker, tiny
 from tests.transcript import dots
 

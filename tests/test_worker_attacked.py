@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dotscli.engine import has_rpc
-from dotscli.engine.rpc.account import Account
+from dotscli.engine.rpc.admission import Account
 from dotscli.engine.rpc.messages import (
     ALLOC,
     ALLOC_BUFFER,

@@ -13,7 +13,7 @@ Nobody has quantized the real weights with `dots` yet; this is arithmetic, and t
 Recipes that were not used in step 2 are predicted for the larger checkpoint and compared with their
 own measurements: the differences say how far to trust the rest.
 
-    python -m bench.quantize.extrapolate # writes docs/bench/real-model.md; 2 minutes, once quiet
+    python -m bench.quantize.extrapolate # writes docs/bench/extrapolation.md; 2 minutes, once quiet
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cache", type=Path, default=cache_folder())
     parser.add_argument("--patience", type=float, default=300, help="seconds to wait for quiet")
-    parser.add_argument("--report", type=Path, default=ROOT / "docs/bench/real-model.md")
+    parser.add_argument("--report", type=Path, default=ROOT / "docs/bench/extrapolation.md")
     options = parser.parse_args()
     model = Dots1.load(REAL)
     plans = [

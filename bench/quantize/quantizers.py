@@ -51,7 +51,7 @@ def main() -> None:
             f"Other programs used {load:.1f} cores.",
             table(header, rows),
             "baseline: SSE2, 4 lanes; avx2: 8 lanes; avx512: 16 lanes. The bytes are the same "
-            "everywhere (quantizers_equal.md).",
+            "everywhere (quantizers-equal.md).",
         ],
     )
 

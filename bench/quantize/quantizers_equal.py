@@ -24,7 +24,7 @@ from dotscli.quantize.source.shards import Shards
 from dotscli.quantize.types import IQ4_NL
 from tests import awkward_weights
 
-REPORT = ROOT / "docs/bench/quantizers_equal.md"
+REPORT = ROOT / "docs/bench/quantizers-equal.md"
 PIECE = 1 << 18  # weights compared at a time
 
 Floats = NDArray[np.float32]

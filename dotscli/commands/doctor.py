@@ -13,7 +13,7 @@ from dotscli import engine
 from dotscli.errors import DotsError
 from dotscli.folders import cache_folder, config_path, heat_folder, models_folder, state_folder
 from dotscli.hot.backend import unavailable
-from dotscli.hot.guard import all_known
+from dotscli.hot.verdict import all_known
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 

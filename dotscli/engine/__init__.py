@@ -6,11 +6,11 @@ nothing of messages, templates or terminals.
 
 from __future__ import annotations
 
+from dotscli.engine.abort import say_at_abort
 from dotscli.engine.cpu import caveats
 from dotscli.engine.devices import Device, devices, idle_backends
 from dotscli.engine.engine import Engine
 from dotscli.engine.grammar import check_grammar, json_schema_grammar
-from dotscli.engine.last_words import say_at_abort
 from dotscli.engine.lib import versions
 from dotscli.engine.options import EngineOptions, HotOptions
 from dotscli.engine.rpc.client import has_rpc

@@ -14,11 +14,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+from dotscli.engine.abort import waiting_for
 from dotscli.engine.cpu import caveats
 from dotscli.engine.decode import Decoder
 from dotscli.engine.generate import Answer, Limits
 from dotscli.engine.grammar import let_go as let_grammars_go
-from dotscli.engine.last_words import waiting_for
 from dotscli.engine.lib import llama
 from dotscli.engine.load import Loaded, load
 from dotscli.engine.log import log

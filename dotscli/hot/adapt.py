@@ -14,8 +14,8 @@ from time import perf_counter
 import numpy as np
 
 from dotscli.errors import DotsError
-from dotscli.hot.cache import ExpertCache, HotCounters, HotLayer
 from dotscli.hot.exchange import Exchange, Floats, Frequencies, Rule, exchanges
+from dotscli.hot.expert_cache import ExpertCache, HotCounters, HotLayer
 from dotscli.hot.heat import Heat
 
 LOOK_S, IDLE_S = 0.02, 0.25  # how often the thread looks for new tokens, and when none come

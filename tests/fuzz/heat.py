@@ -12,10 +12,10 @@ import numpy as np
 
 from dotscli.commands.inspect_experts import inspect_experts
 from dotscli.hot import heat_store
-from dotscli.hot.guard import Trials
 from dotscli.hot.heat import Heat
 from dotscli.hot.kept_heat import KeptHeat
 from dotscli.hot.model_cost import file_cost
+from dotscli.hot.verdict import Trials
 from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.output.error_report import read_report

@@ -21,8 +21,8 @@ from dotscli.models.gguf_file import GgufFile
 from dotscli.terminal.text import format_bytes
 
 if TYPE_CHECKING:
-    from dotscli.hot.guard import Trials
     from dotscli.hot.kept_heat import KeptHeat
+    from dotscli.hot.verdict import Trials
 
 
 class Decision(NamedTuple):
@@ -125,7 +125,7 @@ def choose(
 
     if reason := backend.unavailable():
         return off(reason, stock, say=True)
-    from dotscli.engine.hot.verdict import refusal, trials_of
+    from dotscli.engine.hot.remembered import refusal, trials_of
 
     trials = trials_of(gguf.path, path, device, options.threads()[0]) if hot.guard else None
     insists = hot.nbytes is not None or hot.trace is not None

@@ -18,7 +18,7 @@ from dotscli.engine.stream import HotFigures
 from dotscli.errors import DotsError
 from dotscli.hot import backend
 from dotscli.hot.adapt import Adaptation, n_tokens_of, token_counts
-from dotscli.hot.cache import ExpertCache, HotCounters
+from dotscli.hot.expert_cache import ExpertCache, HotCounters
 from dotscli.hot.model_cost import ModelCost
 from dotscli.hot.placement import margin_nbytes
 from dotscli.hot.slots import HeatCounts, expert_shares, slot_order

@@ -1,7 +1,7 @@
 """A few tokens computed with and without hot experts, before the first one that is wanted.
 
 The tokens are the first of an empty context, one at a time, and leave nothing behind: no cache, no
-heat. What follows from their times is decided in dotscli/hot/guard.py.
+heat. What follows from their times is decided in dotscli/hot/verdict.py.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from statistics import median
 from time import perf_counter
 
 from dotscli.engine.decode import Decoder
-from dotscli.hot.cache import ExpertCache, Trial
-from dotscli.hot.guard import Comparison
+from dotscli.hot.expert_cache import ExpertCache, Trial
+from dotscli.hot.verdict import Comparison
 
 MIN_TOKENS, MAX_TOKENS = 3, 16
 LIMIT_S = 0.5  # no further token is begun then; each is computed three times

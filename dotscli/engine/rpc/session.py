@@ -11,7 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from dotscli.engine.rpc.account import Account, RefusedError, check_length
+from dotscli.engine.rpc.admission import Account, RefusedError, check_length
 from dotscli.engine.rpc.cache import CacheWatch
 from dotscli.engine.rpc.messages import (
     ALLOC_BUFFER,

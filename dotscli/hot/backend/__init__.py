@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from dotscli.hot.cache import ExpertCache
+    from dotscli.hot.expert_cache import ExpertCache
 
 
 def unavailable() -> str:

@@ -21,7 +21,7 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.hot.backend import library
-from dotscli.hot.cache import HotCounters, HotLayer, Trial
+from dotscli.hot.expert_cache import HotCounters, HotLayer, Trial
 
 EXPERTS_PATTERN = rb"ffn_(up|gate|down)_exps"
 

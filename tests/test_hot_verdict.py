@@ -22,11 +22,11 @@ from dotscli.engine.decode import Decoder
 from dotscli.engine.devices import registered
 from dotscli.engine.hot import experts as engine_hot
 from dotscli.engine.hot import trial as hot_trial
-from dotscli.hot import guard
+from dotscli.hot import verdict as guard
 from dotscli.hot.backend import library
 from dotscli.hot.backend.plugin import HotModel
-from dotscli.hot.guard import Comparison, Trials
 from dotscli.hot.model_cost import file_cost
+from dotscli.hot.verdict import Comparison, Trials
 from dotscli.models.gguf_file import read_gguf
 from tests.dots1_gguf import Type, write_model
 from tests.transcript import dots

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dotscli.engine.devices import Device
 from dotscli.engine.lib import versions
-from dotscli.hot.guard import SUFFIX, Trials, circumstances
+from dotscli.hot.verdict import SUFFIX, Trials, circumstances
 
 
 def trials_of(model: Path, heat_file: Path | None, device: Device, n_threads: int) -> Trials:
