@@ -224,7 +224,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return datetime.now().strftime(form[:100])
 
 
-def run(source: str, values: Mapping[str, Any], n_chars: int, seconds: float = MAX_SECONDS) -> str:
+def run(
+    source: str,
+    values: Mapping[str, Any],
+    n_chars: int,
+    seconds: float = MAX_SECONDS,
+    spent: float = 0.0,
+) -> str:
     """The text that a template makes of `values`, which hold `n_chars` characters of messages.
 
     The time is looked at between the steps of a template: compiling it, or one call within it, can
@@ -233,7 +239,7 @@ def run(source: str, values: Mapping[str, Any], n_chars: int, seconds: float = M
     Raises:
         DotsError: it is malformed, refuses the values, or may not do what it does.
     """
-    sandbox = _Sandbox(Budget(n_chars, seconds))
+    sandbox = _Sandbox(Budget(n_chars, seconds, spent))
     try:
         template = Template.from_code(sandbox, _compiled(source), sandbox.globals, None)
         context = template.new_context(dict(values))

@@ -48,13 +48,20 @@ def render(
         DotsError: the template is malformed, refuses these messages, reaches out of its sandbox,
             or uses more time, text or values than a chat template needs.
     """
-    values = {
-        "messages": [dict(message) for message in messages],
+    rest = {
         "add_generation_prompt": add_generation_prompt,
         "eos_token": eos_token,
         "bos_token": bos_token,
     }
-    return rendered(template, values, sum(len(message["content"]) for message in messages))
+    return _rendered(template, messages, rest, 0.0)[0]
+
+
+def _rendered(
+    template: str, messages: Messages, rest: Mapping[str, object], spent: float
+) -> tuple[str, float]:
+    values = {"messages": [dict(message) for message in messages], **rest}
+    n_chars = sum(len(message["content"]) for message in messages)
+    return rendered(template, values, n_chars, spent)
 
 
 def segments(
@@ -69,20 +76,25 @@ def segments(
 
     The content is rendered between two characters for private use that occur nowhere else. None
     if the template does something to the content that these marks would change (other than
-    stripping it): then nobody can tell which part of the text is whose.
+    stripping it): then nobody can tell which part of the text is whose. All renderings together
+    have the time of one.
 
     Raises:
         DotsError: as `render`.
     """
 
+    rest = {
+        "add_generation_prompt": add_generation_prompt,
+        "eos_token": eos_token,
+        "bos_token": bos_token,
+    }
+    spent = 0.0
+
     def text_of(chosen: Messages) -> str:
-        return render(
-            template,
-            chosen,
-            add_generation_prompt=add_generation_prompt,
-            eos_token=eos_token,
-            bos_token=bos_token,
-        )
+        nonlocal spent
+        text, took = _rendered(template, chosen, rest, spent)
+        spent += took
+        return text
 
     whole = text_of(messages)
     begin, end = _unused_characters(template + whole + "".join(m["content"] for m in messages))

@@ -27,12 +27,12 @@ def too_slow(seconds: float) -> str:
 
 
 class Budget:
-    """What one rendering may use: seconds, characters, values."""
+    """What one rendering may use: seconds, of which some may be spent; characters, values."""
 
-    def __init__(self, n_chars: int, seconds: float) -> None:
+    def __init__(self, n_chars: int, seconds: float, spent: float = 0.0) -> None:
         self.max_text = MAX_TEXT + 8 * n_chars
         self.seconds = seconds
-        self.deadline = time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds - spent
 
     def tick(self) -> None:
         if time.monotonic() > self.deadline:

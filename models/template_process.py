@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,15 @@ def let_go() -> None:
     _child().stop()
 
 
-def rendered(source: str, values: Mapping[str, Any], n_chars: int) -> str:
+def rendered(
+    source: str, values: Mapping[str, Any], n_chars: int, spent: float
+) -> tuple[str, float]:
     """The text that a template makes of `values`, which hold `n_chars` characters of messages.
+
+    And the seconds that it took; that a child had to start first is not among them.
+
+    Args:
+        spent: seconds that it took for the same conversation before; they count.
 
     Raises:
         DotsError: it is malformed, refuses the values, or uses more time, memory or text than a
@@ -68,19 +76,25 @@ def rendered(source: str, values: Mapping[str, Any], n_chars: int) -> str:
             f"the chat template has {len(source)} characters, more than {MAX_SOURCE}", HINT
         )
     seconds = budget.MAX_SECONDS
+    if spent >= seconds:
+        raise DotsError(f"the chat template stopped: {budget.too_slow(seconds)}", HINT)
     if is_known(source):
         # jinja2 is loaded here, because `dots --help` must not.
         from dotscli.models.sandbox import run
 
-        return run(source, values, n_chars, seconds)
+        begun = time.monotonic()
+        text = run(source, values, n_chars, seconds, spent)
+        return text, time.monotonic() - begun
     question = {"source": source, "values": values, "n_chars": n_chars, "seconds": seconds}
+    question["spent"] = spent
     try:
-        text = _child().ask(question, seconds + HEADROOM_SECONDS)
+        answer = _child().ask(question, seconds - spent + HEADROOM_SECONDS)
     except ChildError as error:
         raise DotsError(_said(error, seconds), HINT) from error
-    if not isinstance(text, str):
-        raise DotsError("the chat template failed: its process gave no text", HINT)
-    return text
+    match answer:
+        case [str(text), float(took)]:
+            return text, took
+    raise DotsError("the chat template failed: its process gave no text", HINT)
 
 
 def _said(error: ChildError, seconds: float) -> str:

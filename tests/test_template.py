@@ -167,6 +167,28 @@ def test_no_template_runs_forever(template: str, monkeypatch: pytest.MonkeyPatch
     assert time.monotonic() - start < 5
 
 
+def test_all_renderings_of_a_conversation_have_the_time_of_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three tell where messages begin and end; each was short enough by itself."""
+    template = "{{ messages[0].content | upper }}"
+    assert segments(template, HELLO) is None
+    real = template_process.rendered
+    monkeypatch.setattr(
+        "dotscli.models.template.rendered", lambda *given: (real(*given)[0], budget.MAX_SECONDS / 2)
+    )
+    with pytest.raises(DotsError, match="it runs for more than 3 s"):
+        segments(template, HELLO)
+
+
+def test_the_time_that_is_spent_is_gone() -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    start = time.monotonic()
+    with pytest.raises(DotsError, match="it runs for more than 3 s"):
+        template_process.rendered(loop, {}, 0, budget.MAX_SECONDS - 0.1)
+    assert time.monotonic() - start < 2
+
+
 SPACES = [{"role": "user", "content": "x" + " " * 3_000_000 + "x"}]
 AGAIN = "{% for i in range(99999) %}{% set a = messages[0].content.WHAT %}{% endfor %}"
 LONG_CALLS = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 from random import Random
 
@@ -12,6 +13,9 @@ from tests.fuzz import runner
 from tests.fuzz.minimise import minimise
 from tests.fuzz.runner import Finding, fuzz, read_input, replay, write_input
 from tests.fuzz.target import TARGETS, pack, unpack
+from tests.fuzz.worker import answers
+from tests.fuzz.worker_messages import conversation, encoded
+from tests.workers import running_worker
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="watches processes as POSIX has them")
 
@@ -61,6 +65,16 @@ def test_files_go_into_an_input_and_come_out() -> None:
     assert unpack(pack(files)) == files
     assert unpack(b"nonsense") == {}
     assert unpack(b"==> a 9999999999\nx") == {"a": b"x"}
+
+
+def test_the_messages_to_a_worker_come_from_a_conversation_that_it_has_to_the_end() -> None:
+    """Ones and zeros are added there; a wrong message would make it hang up."""
+    with running_worker() as worker:
+        host, port = worker.address.rsplit(":", 1)
+        with socket.create_connection((host, int(port)), 5.0) as peer:
+            found = list(answers(peer, encoded(conversation(4))))
+    assert len(found) == 1 + 4 * 12
+    assert found[-1] == b"\1" * 256
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -10,6 +10,7 @@ import contextlib
 import socket
 import struct
 import time
+from collections.abc import Iterator
 from random import Random
 
 from dotscli.engine.rpc.greeting import greet
@@ -17,6 +18,7 @@ from dotscli.errors import DotsError
 from tests.fuzz.mutate import damaged, number, packed, patched, times
 from tests.fuzz.target import Target, WrongResult
 from tests.fuzz.worker_messages import (
+    AT_ONCE,
     HEAD,
     NUMBERS,
     SILENT,
@@ -28,7 +30,8 @@ from tests.fuzz.worker_messages import (
 )  # fmt: skip
 from tests.workers import Worker, running_worker
 
-ANSWER_S = 0.5  # for one answer; a worker that says nothing has refused
+START_S = 30.0  # for the first answer that llama.cpp's process gives, which is being started
+ANSWER_S = 2.0  # for another; a worker that says nothing by then has refused
 GREET_S = 3.0
 MAX_ANSWER = 1 << 20
 
@@ -41,8 +44,10 @@ class WorkerMessages(Target):
         self.worker: Worker | None = None
 
     def make(self, rng: Random) -> bytes:
-        messages = conversation()
-        for _ in range(times(rng)):
+        # A client costs the worker a process, so it tries several things.
+        repeats = rng.choice((1, 4))
+        messages = conversation(repeats)
+        for _ in range(repeats * times(rng)):
             at = rng.randrange(1, len(messages))
             command, payload = messages[at]
             match rng.randrange(10):
@@ -100,25 +105,37 @@ class WorkerMessages(Target):
 
 
 def _talk(peer: socket.socket, data: bytes) -> None:
-    """Send message by message, each after the answer to the one before."""
-    numbers: list[int] = []
-    for piece in divided(data):
-        peer.settimeout(2.0)
-        peer.sendall(resolved(piece, numbers))
-        if piece[0] in SILENT or len(piece) < HEAD.size:
-            continue
-        peer.settimeout(ANSWER_S)
-        try:
-            answer = _answer(peer)
-        except TimeoutError:
-            break
-        n = NUMBERS.get(piece[0], 0)
-        if len(answer) >= 8 * n:
-            numbers += struct.unpack_from(f"<{n}Q", answer)
+    """Send message by message, and wait for the worker to hang up."""
+    for _ in answers(peer, data):
+        pass
     peer.shutdown(socket.SHUT_WR)
     peer.settimeout(ANSWER_S)
     while peer.recv(1 << 16):
         pass
+
+
+def answers(peer: socket.socket, data: bytes) -> Iterator[bytes]:
+    """What the worker answers: each message is sent after the answer to the one before."""
+    numbers: list[int] = []
+    wait_s = START_S
+    for piece in divided(data):
+        peer.settimeout(2.0)
+        peer.sendall(resolved(piece, numbers))
+        if len(piece) < HEAD.size or len(piece) - HEAD.size < HEAD.unpack_from(piece)[1]:
+            break  # the worker waits for the rest
+        if piece[0] in SILENT:
+            continue
+        peer.settimeout(wait_s)
+        try:
+            answer = _answer(peer)
+        except TimeoutError:
+            break
+        if piece[0] not in AT_ONCE:
+            wait_s = ANSWER_S
+        n = NUMBERS.get(piece[0], 0)
+        if len(answer) >= 8 * n:
+            numbers += struct.unpack_from(f"<{n}Q", answer)
+        yield answer
 
 
 def _answer(peer: socket.socket) -> bytes:

@@ -12,12 +12,14 @@ from collections.abc import Sequence
 
 (ALLOC, ALIGNMENT, MAX_SIZE, BASE, FREE, CLEAR, SET, SET_HASH, GET, COPY, COMPUTE, MEMORY, INIT,
  ALLOC_SIZE, HELLO, COUNT, RECOMPUTE, MEMSET) = range(18)  # fmt: skip
-SILENT = frozenset({SET, COMPUTE, RECOMPUTE})  # nothing comes back
+SILENT = frozenset({FREE, CLEAR, SET, COMPUTE, INIT, RECOMPUTE, MEMSET})  # nothing comes back
+AT_ONCE = frozenset({HELLO, COUNT})  # the worker knows the answer without llama.cpp
 NUMBERS = {ALLOC: 2, BASE: 1}  # u64 of the answer that marks may stand for
 HEAD = struct.Struct("<BQ")
 TENSOR = struct.Struct("<QIQ4I4II16ii10QQQQ64si")
 _MARK = re.compile(rb"(...)(.)\xf0\xb0\x57\x7e", re.DOTALL)
 F32, ADD = 0, 2
+COMPUTED = 16  # GGML_TENSOR_FLAG_COMPUTE: without it a node is passed over
 NBYTES = 4096
 
 
@@ -49,8 +51,8 @@ def tensor(
     src = [*sources, *[0] * 10][:10]
     first = 3 * buffer  # a buffer gives three numbers: address, size, base
     return TENSOR.pack(
-        id_, F32, mark(first), n, 1, 1, 1, 4, 4 * n, 4 * n, 4 * n, op, *[0] * 16, 0, *src, 0, 0,
-        mark(first + 2, offset), b"t%d" % id_, 1,
+        id_, F32, mark(first), n, 1, 1, 1, 4, 4 * n, 4 * n, 4 * n, op, *[0] * 16, COMPUTED, *src,
+        0, 0, mark(first + 2, offset), b"t%d" % id_, 1,
     )  # fmt: skip
 
 
@@ -60,13 +62,12 @@ def graph(nodes: Sequence[int], tensors: Sequence[bytes], device: int = 0) -> by
     return head + b"".join(tensors)
 
 
-def conversation() -> list[tuple[int, bytes]]:
-    """Two buffers; tensors written, read, copied, added up."""
+def conversation(repeats: int = 1) -> list[tuple[int, bytes]]:
+    """Two buffers; tensors written, read, copied, added up, several times."""
     a, b = tensor(1), tensor(2, 256)
     total = tensor(3, 512, op=ADD, sources=(1, 2))
     u64 = struct.Struct("<Q").pack
-    return [
-        (HELLO, bytes(24)),
+    again = [
         (COUNT, b""),
         (ALIGNMENT, struct.pack("<I", 0)),
         (MAX_SIZE, struct.pack("<I", 0)),
@@ -85,8 +86,8 @@ def conversation() -> list[tuple[int, bytes]]:
         (COMPUTE, graph((3,), (a, b, total))),
         (RECOMPUTE, struct.pack("<I", 0)),
         (GET, total + u64(0) + u64(256)),
-        (FREE, u64(mark(0))),
     ]
+    return [(HELLO, bytes(24)), *again * repeats, (FREE, u64(mark(0)))]
 
 
 def encoded(messages: Sequence[tuple[int, bytes]]) -> bytes:
