@@ -250,8 +250,8 @@ def test_flag_environment_config_metadata_default(tiny_gguf: Path, tmp_path: Pat
         ("temp = ", "Invalid value"),
         ("a." * 30_000 + "b = 1", "a key has more than 4 parts"),
         ("'a' . " * 9_000 + "b = 1", "a key has more than 4 parts"),
-        (f"{'a' * 100}." * 3 + "b = 1", "aaa... is not known"),
-        ("a" * 60_000 + " = 1", "aaa... is not known"),
+        (f"{'a' * 100}." * 3 + "b = 1", "aaa... is unknown"),
+        ("a" * 60_000 + " = 1", "aaa... is unknown"),
     ],
     ids=lambda text: text[:20],
 )

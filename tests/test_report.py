@@ -196,12 +196,14 @@ def test_nothing_of_the_users_is_overwritten(tiny_checkpoint: Path, tmp_path: Pa
             '"power": [1]}]}',
             "not a number from 0 up",
         ),
+        ('{"format": 1, "tensors": []}' + " " * (16 << 20), "is larger than 16777216 bytes"),
         (
             '{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4, "error": [1, 1], '
             '"power": [1]}]}',
             "2 errors and 1 powers",
         ),
     ],
+    ids=lambda text: text[:60],
 )
 def test_a_malformed_report_is_one_error(text: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "r.json"

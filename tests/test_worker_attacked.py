@@ -105,8 +105,8 @@ def said(worker: Worker, client: Client) -> str:
         (SET_TENSOR_HASH, 1 << 40, "SET_TENSOR_HASH of 1.00 TiB instead of 312"),
         (GET_ALIGNMENT, 5, "GET_ALIGNMENT of 5 B instead of 4"),
         (HELLO, 24, "a second greeting"),
-        (18, 0, "command 18, which is none"),
-        (255, 1 << 63, "command 255, which is none"),
+        (18, 0, "unknown command 18"),
+        (255, 1 << 63, "unknown command 255"),
     ],
 )
 def test_a_length_that_cannot_be_never_reaches_llama_cpp(

@@ -57,8 +57,10 @@ def uploaded(found: Mapping[int, Entry]) -> str:
         if entry["seconds"]:
             rate = entry["nbytes"] / sum(entry["seconds"]) / 1e9
             each = statistics.median(entry["seconds"]) * 1e3
-            rows.append([f"{budget} %", f"{len(entry['seconds'])}", f"{rate:.2f}", f"{each:.2f}"])
-    return table(["experts' bytes", "uploads", "GB/s", "ms each"], rows)
+            direct = f"{entry['direct_nbytes'] / entry['nbytes']:.0%}"
+            n_uploads = f"{len(entry['seconds'])}"
+            rows.append([f"{budget} %", n_uploads, f"{rate:.2f}", f"{each:.2f}", direct])
+    return table(["experts' bytes", "uploads", "GB/s", "ms each", "not staged"], rows)
 
 
 def linked(link: Entry) -> list[str]:

@@ -90,7 +90,7 @@ def upload(engine: Engine) -> dict[str, Any]:
     model = engine.hot._model
     layers = [layer for layer in model.layers() if 0 < layer.n_slots < layer.n_experts]
     seconds: list[float] = []
-    nbytes = 0
+    nbytes, before_all = 0, model.counters()
     for number in range(UPLOADS if layers else 0):
         layer = layers[number % len(layers)]
         before = model.residents(layer.layer)
@@ -101,7 +101,8 @@ def upload(engine: Engine) -> dict[str, Any]:
             model.place(layer.layer, slot, expert)
             seconds.append(time.perf_counter() - start)
             nbytes += layer.expert_nbytes
-    return {"seconds": seconds, "nbytes": nbytes}
+    direct = model.counters().direct_nbytes - before_all.direct_nbytes
+    return {"seconds": seconds, "nbytes": nbytes, "direct_nbytes": direct}
 
 
 def streaming(engine: Engine, task: Task) -> dict[str, Any]:
@@ -113,8 +114,12 @@ def streaming(engine: Engine, task: Task) -> dict[str, Any]:
         model.set_streaming(mode)
         before = model.counters()
         seconds = {n: [prompt(engine, task.tokens[:n]) for _ in range(2)] for n in task.prefill}
-        nbytes = model.counters().streamed_nbytes - before.streamed_nbytes
-        found[mode.name.lower()] = {"seconds": seconds, "streamed_nbytes": nbytes}
+        after = model.counters()
+        found[mode.name.lower()] = {
+            "seconds": seconds,
+            "streamed_nbytes": after.streamed_nbytes - before.streamed_nbytes,
+            "direct_nbytes": after.direct_nbytes - before.direct_nbytes,
+        }
     return found
 
 
@@ -143,6 +148,7 @@ def measure(engine: Engine, task: Task) -> dict[str, Any]:
         "prefill_s": prefill,
         "decode_s": seconds[task.warm :],
         "hot": dataclasses.asdict(engine.hot.figures()) if engine.hot is not None else None,
+        "counters": dataclasses.asdict(engine.hot._model.counters()) if engine.hot else None,
     }
 
 

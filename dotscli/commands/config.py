@@ -144,7 +144,7 @@ def write_example(path: Path, text: str) -> None:
             file.write(text)
     except FileExistsError:
         raise DotsError(
-            f"{path} exists already",
+            f"{path} already exists",
             hint="dots config shows the values in force; to start over, move it away",
         ) from None
     except OSError as error:

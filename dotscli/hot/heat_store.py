@@ -25,7 +25,7 @@ from dotscli.models.regular_file import check_regular, check_replaceable
 FORMAT = 1
 MAX_LAYERS = 4096
 MAX_EXPERTS = 32767
-MAX_FILE_NBYTES = 64 << 20
+MAX_FILE_NBYTES = 8 << 20  # a model of 142 B weights has some 100 kB
 _SAMPLES = 32
 _SAMPLE_NBYTES = 1 << 16
 _RECORD = struct.Struct("<HHI")  # layer, n_used, n_tokens; then int16 ids [n_tokens, n_used]
@@ -117,7 +117,7 @@ def load(path: Path) -> Heat:
 
 
 def _layer(path: Path, key: str) -> int:
-    if not key.isascii() or not key.isdigit() or not 0 <= int(key[:9]) < MAX_LAYERS:
+    if len(key) > 9 or not key.isascii() or not key.isdigit() or int(key) >= MAX_LAYERS:
         raise DotsError(f"{path} has the invalid layer {key[:40]!r}")
     return int(key)
 

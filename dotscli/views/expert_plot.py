@@ -43,7 +43,7 @@ def write_plot(path: Path, name: str, maps: Sequence[ExpertMap], force: bool) ->
     data = svg(name, maps).encode() if path.suffix == ".svg" else _png(name, maps)
     check_place(path, [path], (), "--plot")
     if path.exists() and not force:
-        raise DotsError(f"{path} exists already", hint="--force replaces it")
+        raise DotsError(f"{path} already exists", hint="--force replaces it")
     write_whole(path, [data])
 
 

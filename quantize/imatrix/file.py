@@ -175,7 +175,7 @@ def _tensor(gguf: GgufFile, tensor: GgufTensor) -> Floats:
     except OSError as error:
         raise DotsError(f"{gguf.path} can't be read: {error.strerror or error}") from None
     if len(data) < tensor.nbytes:
-        raise DotsError(f"{gguf.path} became shorter while it was being read")
+        raise DotsError(f"{gguf.path} shrank while it was being read")
     values: Floats = np.frombuffer(data, "<f4").reshape(-1, tensor.shape[0])
     return values
 

@@ -21,7 +21,7 @@ from dotscli.quantize.plan import Plan, TensorPlan
 from dotscli.quantize.rows.error import ErrorAndPower, relative_error
 
 FORMAT = 1
-MAX_FILE_NBYTES = 64 << 20
+MAX_FILE_NBYTES = 16 << 20  # a model of 142 B weights has less than 1 MB
 _MAX_MATRICES = 1 << 15
 _MAX_NUMBER = 1e300
 _DIGITS = 6

@@ -114,7 +114,7 @@ def check_length(number: int, nbytes: int) -> Command:
         RefusedError: it isn't, or there is no such command.
     """
     if number >= len(COMMANDS):
-        raise RefusedError(f"command {number}, which is none")
+        raise RefusedError(f"unknown command {number}")
     command = COMMANDS[number]
     if nbytes < command.head or (nbytes > command.head and not command.is_open):
         raise RefusedError(f"{command.name} of {sized(nbytes)} instead of {command.head}")

@@ -146,7 +146,7 @@ def _check_devices(endpoint: str, server: Any) -> None:
 
 def _impossible(endpoint: str, device: int, what: str) -> DotsError:
     return DotsError(
-        f"device {device} of the worker at {endpoint} {what}, which can't be", hint=START_HINT
+        f"device {device} of the worker at {endpoint} {what}, which is impossible", hint=START_HINT
     )
 
 
