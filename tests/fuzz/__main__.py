@@ -49,7 +49,7 @@ def _campaign(options: argparse.Namespace) -> list[Result]:
         _say(result, "the corpus")
         found = fuzz(target, options.seed, seconds)
         for name, finding in found.findings.items():
-            if name not in result.findings:
+            if finding.data and name not in result.findings:
                 print(f"  kept: {write_input(finding, target)}")
         _say(found, f"seed {options.seed}")
         for finding in result.findings.values():

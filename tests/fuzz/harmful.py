@@ -16,7 +16,12 @@ WORDS = (b"fine", b"refused", b"raises", b"wrong")
 class Harmful(Target):
     """One of a few words."""
 
+    n_made = 0
+
     def make(self, rng: Random) -> bytes:
+        self.n_made += 1
+        if self.n_made > 3 and "HARMFUL_MAKER" in os.environ:
+            raise KeyError("maker")
         return rng.choice(WORDS) + b"!" * rng.randrange(3)
 
     def run(self, data: bytes) -> None:

@@ -139,8 +139,8 @@ def _changed(rng: Random, tree: Any) -> Any:
             where[name] = twice  # a copy: `where` may lie inside of `parent`
         case 7:
             other, name = _somewhere(rng, tree)
-            if not isinstance(other[name], dict | list) or not isinstance(value, dict | list):
-                parent[key], other[name] = other[name], value
+            # Copies: one may lie inside of the other, and what comes twice is one object.
+            parent[key], other[name] = copy.deepcopy(other[name]), copy.deepcopy(value)
         case 8 if isinstance(value, int | float) and not isinstance(value, bool):
             parent[key] = rng.choice((value + 1, value - 1, -value, value * 2, float(value)))
         case 9 if isinstance(parent, list):

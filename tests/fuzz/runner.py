@@ -81,7 +81,12 @@ def fuzz(target: str, seed: int, seconds: float) -> Result:
         result = Result(target)
         job = Job(target, seed, 0, seconds, [])
         while job.seconds > 0.2:
-            last = _run_child(job, scratch, result)
+            try:
+                last = _run_child(job, scratch, result)
+            except RuntimeError as error:  # what makes the inputs fails: other targets go on
+                text = f"{error}\n{_tail(scratch / 'stacks')}"
+                result.add(Finding("death", "the attacker itself", text, b"", job.first))
+                return result
             job = replace(job, first=last.n_begun, seconds=seconds - result.seconds)
         for finding in list(result.findings.values()):
             again = run_once(target, finding.data, scratch)
@@ -177,9 +182,7 @@ def _run_child(job: Job, scratch: Path, result: Result) -> State:
         end(process)
     last = shared.state()
     ended_badly = bool(seen.killed or process.returncode)
-    if ended_badly and not last.started:
-        raise RuntimeError(f"{job.target} ends between inputs:\n{_tail(scratch / 'said')}")
-    if ended_badly:
+    if ended_badly and last.started:
         kind = seen.killed or "death"
         status = f" {_status(process.returncode)}" if kind == "death" else ""
         name = f"{kind}{status} in {_places(_tail(scratch / 'stacks'))}"
@@ -187,10 +190,12 @@ def _run_child(job: Job, scratch: Path, result: Result) -> State:
         result.add(Finding(kind, name, text, shared.data(), last.n_begun - 1))
     shared.close()
     _collect(scratch / "found", result)
-    result.n_inputs += last.n_begun - job.first
+    result.n_inputs += max(0, last.n_begun - job.first)
     result.seconds += seen.seconds
     result.peak_nbytes = max(result.peak_nbytes, seen.peak_nbytes)
     result.slowest_s = max(result.slowest_s, seen.slowest_s)
+    if ended_badly and not last.started:
+        raise RuntimeError(f"{job.target} ends between inputs:\n{_tail(scratch / 'said')}")
     return last
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -9,7 +10,7 @@ from random import Random
 
 import pytest
 
-from tests.fuzz import runner
+from tests.fuzz import mutate_json, runner
 from tests.fuzz.minimise import minimise
 from tests.fuzz.runner import Finding, fuzz, read_input, replay, write_input
 from tests.fuzz.target import TARGETS, pack, unpack
@@ -58,6 +59,23 @@ def test_an_input_is_kept_and_made_smaller(tmp_path: Path, monkeypatch: pytest.M
     assert path.suffix == ".gz"
     assert read_input(path) == long
     assert read_input(minimise(path)) == b"raises"
+
+
+def test_what_makes_the_inputs_may_fail_and_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HARMFUL_MAKER", "raises")
+    result = fuzz("harmful", 5, 0.5)
+    assert "KeyError: 'maker'" in result.findings["the attacker itself"].text
+    assert result.n_inputs == 3
+
+
+def test_spoiled_json_never_holds_itself() -> None:
+    """Not even where one object comes twice: it could be written down only without end."""
+    for number in range(1000):
+        rng, twice = Random(number), {"x": 1, "y": {"z": 2}}
+        tree: object = {"a": twice, "b": twice}
+        for _ in range(4):
+            tree = mutate_json._changed(rng, tree)
+        json.dumps(tree)
 
 
 def test_files_go_into_an_input_and_come_out() -> None:

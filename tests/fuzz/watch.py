@@ -85,6 +85,8 @@ def _looks(
         state, now = shared.state(), time.monotonic()
         if state.n_begun == 0:
             if now - opened > OPEN_S:
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(0.3)  # for the stack to be written
                 raise RuntimeError(f"a target does not open in {OPEN_S:.0f} s")
             continue
         looks += 1
