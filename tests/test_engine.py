@@ -233,7 +233,7 @@ def test_a_full_context_is_said(model: Path) -> None:
 
 def test_a_prompt_that_does_not_fit_is_refused_with_both_counts(model: Path) -> None:
     with load(model, n_ctx=20) as engine:
-        with pytest.raises(DotsError, match=r"20 tokens .* holds 20") as caught:
+        with pytest.raises(DotsError, match=r"20 tokens,.* holds 20") as caught:
             engine.generate([1] * 20, GREEDY)
         assert "--ctx-size" in caught.value.hint
         assert len(ids(list(engine.generate([1] * 19, GREEDY)))) == 2
