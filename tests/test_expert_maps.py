@@ -97,7 +97,7 @@ def test_a_map_in_characters(heat: Path) -> None:
         "\n"
         "entropy  0.00 bits (layer 2) to 3.00 (layer 1); 3.00 would be perfectly even\n"
         "skew     the hottest tenth of a layer gets 4.4 times an even share (layer 2: 8.0)\n"
-        "hottest  expert 3 of layer 2 has 100.0% of its layer's tokens\n"
+        "hottest  expert 3 of layer 2 gets 100.0% of its layer's tokens\n"
         "dead     9 of 24 experts got no tokens\n"
         "         layer 2: 0, 1, 2, 4, 5, 6, 7\n"
         "         layer 3: 0, 7\n"
@@ -191,7 +191,7 @@ def test_heat_that_answers_have_left(reported: Path, tmp_path: Path) -> None:
     wrong = heat_file(tmp_path / "w.json", {"1": [1.0] * 9})
     done = dots("inspect", model, "--heat", wrong, environ=places)
     assert done.exit_status == 1
-    assert "of 9 experts" in done.stderr
+    assert "covers 9 experts" in done.stderr
 
 
 def test_an_importance_matrix_has_counts(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_an_importance_matrix_has_counts(tiny_checkpoint: Path, tmp_path: Path) 
 def test_what_is_no_file(path: str) -> None:
     done = dots("inspect", path, "--experts")
     assert done.exit_status == 1
-    assert f"{path} is no file" in done.stderr
+    assert f"{path} is not a file" in done.stderr
 
 
 def test_a_picture_in_svg(heat: Path, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def test_json_of_too_many_values_is_refused_before_it_is_parsed(
     text = TOO_MANY[name]
     monkeypatch.setattr(json, "loads", lambda *_arguments, **_options: pytest.fail("parsed"))
     for value in (text, text.decode()):
-        with pytest.raises(DotsError, match="the file holds more than 1048576 values"):
+        with pytest.raises(DotsError, match="the file has more than 1048576 values"):
             parse_object(value, "the file")
     (tmp_path / "heat.json").write_bytes(text)
     with pytest.raises(DotsError, match="more than 1048576 values"):
@@ -60,7 +60,7 @@ def test_a_tokenizer_with_a_million_objects_where_a_boolean_belongs(tmp_path: Pa
     assert len(path.read_bytes()) > 10_000_000
     model = plan_checkpoint(folder).model
     begun = time.process_time()
-    with pytest.raises(DotsError, match=r"tokenizer\.json holds more than 1048576 values"):
+    with pytest.raises(DotsError, match=r"tokenizer\.json has more than 1048576 values"):
         Vocab.load(folder, model)
     assert time.process_time() - begun < 3
 

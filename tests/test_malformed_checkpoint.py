@@ -166,7 +166,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     # header
     "header too long": (length(1 << 40), f"{FIRST}: the header says it is {1 << 40} bytes"),
-    "header longer than the file": (length(9_000_000), "header has 9000000 bytes, the file"),
+    "header longer than the file": (length(9_000_000), "header of 9000000 bytes, file of"),
     "header is not JSON": (raw_header(b"{{{{{{{{"), f"{FIRST}: the header is not valid JSON"),
     "header is not UTF-8": (raw_header(b'{"\xff":1}  '), f"{FIRST}: the header is not valid JSON"),
     "header is a list": (raw_header(b"[]      "), f"{FIRST}: the header holds a list"),
@@ -175,7 +175,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
         raw_header(b'{"a": {}, "a": {}}'), '"a" appears twice in one object',
     ),
     "tensor without a name": (header(lambda h: h.update({"": {}})), 'a tensor named ""'),
-    "tensor that is a number": (header(lambda h: h.update({"x": 7})), "says 7 about x"),
+    "tensor that is a number": (header(lambda h: h.update({"x": 7})), "has 7 for x"),
     "dtype unknown": (field(Q_PROJ, "dtype", "F31"), f'{Q_PROJ}: dtype is "F31"'),
     "dtype is no text": (field(Q_PROJ, "dtype", 5), f"{Q_PROJ}: dtype is 5"),
     "dtype missing": (

@@ -72,7 +72,7 @@ def test_a_file_cut_at_any_border(tmp_path: Path, border: str, beyond: int) -> N
 def test_a_file_that_lacks_its_last_byte(tmp_path: Path) -> None:
     path = tmp_path / "cut.gguf"
     path.write_bytes(good()[:-1])
-    assert "cut off" in refused(path, "output").hint
+    assert "truncated" in refused(path, "output").hint
 
 
 def patched(at: str, data: bytes, shift: int = 0) -> bytes:

@@ -64,7 +64,7 @@ def main() -> None:
     except DotsError as error:
         _say(report, {"error": [error.message, error.hint, int(error.exit_status)]})
         return
-    log().listener = lambda line: print(line, file=sys.stderr, flush=True)
+    log().listener = lambda line: os.write(2, f"{line}\n".encode())
     _restrain(offered, told["threads"])
     threading.Thread(target=_report, args=(report, offered), daemon=True).start()
     _serve(start, offered, told["threads"], told["cache"])
