@@ -64,7 +64,7 @@ def main() -> None:
     except DotsError as error:
         _say(report, {"error": [error.message, error.hint, int(error.exit_status)]})
         return
-    log().listener = lambda line: os.write(2, f"{line}\n".encode())
+    log().listener = _write_line
     _restrain(offered, told["threads"])
     threading.Thread(target=_report, args=(report, offered), daemon=True).start()
     _serve(start, offered, told["threads"], told["cache"])
@@ -86,6 +86,10 @@ def _report(report: TextIO, offered: Sequence[Device]) -> None:
         time.sleep(0.005)
     facts = [{name: getattr(device, name) for name in FACTS} for device in offered]
     _say(report, {"port": ports[0], "devices": facts})
+
+
+def _write_line(line: str) -> None:
+    os.write(2, f"{line}\n".encode())
 
 
 def _say(report: TextIO, document: object) -> None:
