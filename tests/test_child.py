@@ -133,7 +133,7 @@ def test_questions_and_answers_have_a_greatest_length(
         child.ask({"do": "flood", "nbytes": 1000}, 9)
     assert caught.value.reason == "bytes"
     monkeypatch.setattr(mechanism, "MAX_FRAME", 1000)
-    with pytest.raises(ChildError, match="at most 1000"):
+    with pytest.raises(ChildError, match="the limit is 1000"):
         child.ask({"do": "echo", "value": "x" * 1000}, 5)
 
 

@@ -60,8 +60,8 @@ def test_help_and_completion_take_less_than_300_ms_of_cpu() -> None:
         return user + after.children_system - before.children_system
 
     asked = {"_DOTS_COMPLETE": "complete_bash", "COMP_WORDS": "dots pro", "COMP_CWORD": "1"}
-    assert min(seconds("--help") for _ in range(3)) < 0.3
-    assert min(seconds(**asked) for _ in range(3)) < 0.3
+    assert min(seconds("--help") for _ in range(5)) < 0.3
+    assert min(seconds(**asked) for _ in range(5)) < 0.3
 
 
 def test_completion_knows_commands_types_and_models(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_a_later_part_of_a_split_model_names_the_first(tmp_path: Path) -> None:
     part.touch()
     done = dots("prompt", "hi", "-m", part)
     assert done.exit_status == 1
-    assert f"hint: give {tmp_path / 'big-00001-of-00003.gguf'}" in done.stderr
+    assert f"hint: give the first part: {tmp_path / 'big-00001-of-00003.gguf'}" in done.stderr
 
 
 def test_json_is_json_for_other_programs(tiny_gguf: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_model_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     done = dots("prompt", "hi", "-m", "big", environ={"DOTS_MODELS": str(tmp_path)})
     assert done.exit_status == 1
-    assert f"hint: in {tmp_path} there are: one, two-00001-of-00002\n" in done.stderr
+    assert f"hint: {tmp_path} has: one, two-00001-of-00002\n" in done.stderr
 
 
 def test_a_real_process_reads_it(home: dict[str, str]) -> None:

@@ -43,7 +43,7 @@ def test_advice_says_what_is_wrong(real: ModelCost) -> None:
     assert said(0, 128, "q8_0") == ""
     assert "fit on the device for only" in said(14, 128, "f16")
     assert "-ctk q8_0 -ctv q8_0" in said(14, 128, "f16")
-    assert "below 12" in said(16, 128, "q8_0")
+    assert "fewer than 12" in said(16, 128, "q8_0")
     assert "hit rate of 17%" in said(24, 128, "q8_0")
     assert "makes room for 384 more" in said(24, 128, "f16")
     assert "whole model fits" in said(96, 128, "q8_0")

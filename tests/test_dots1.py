@@ -191,7 +191,7 @@ def test_fused_names_may_end_in_weight() -> None:
         (lambda path: path.write_bytes(b'{"a": "\xff"}'), "not valid JSON"),
         (lambda path: path.write_text("[" * 100_000), "nested too deeply"),
         (lambda path: path.write_text(" " * (1 << 24) + "{}"), "the limit"),
-        (lambda path: path.mkdir(), "can't be read"),
+        (lambda path: path.mkdir(), "is a folder, not a file"),
     ],
 )
 def test_unreadable_config(write: Callable[[Path], object], message: str, tmp_path: Path) -> None:

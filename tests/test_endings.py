@@ -124,7 +124,7 @@ def test_a_pipe_as_a_file_says_what_is_waited_for(tiny_gguf: Path, tmp_path: Pat
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert process.stderr is not None
-    assert process.stderr.readline() == (f"waiting for whoever writes to {pipe}\n")
+    assert process.stderr.readline() == (f"waiting for someone to write to {pipe}\n")
     pipe.write_text("hello")
     out, _ = process.communicate(timeout=60)
     assert (process.returncode, out) == (0, "yes\n")
@@ -174,7 +174,7 @@ def test_a_length_is_minus_1_or_a_number_of_tokens(value: str, tiny_gguf: Path) 
 @pytest.mark.parametrize("value", ["-2", str(2**40)])
 def test_the_same_holds_within_a_conversation(value: str, engine: Engine) -> None:
     conversation = Conversation(engine, Sampling())
-    with pytest.raises(DotsError, match=f"--n-predict is {value}"):
+    with pytest.raises(DotsError, match=f"--n-predict {value}"):
         execute(conversation, Command("/set", f"n {value}"))
     execute(conversation, Command("/set", "n -1"))
     assert conversation.n_predict == -1
