@@ -6,6 +6,8 @@ the model sees tokens it was not trained on. So an unknown one is an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from dotscli.errors import DotsError
 from dotscli.models.json_file import Values, shown
 
@@ -47,7 +49,7 @@ def pretokenizer_name(tokenizer: Values) -> str:
         if plain and isinstance(regex, str) and regex in _NAMES:
             return _NAMES[regex]
         raise _unknown(tokenizer, shown(regex if regex is not None else pattern))
-    raise _unknown(tokenizer, " then ".join(str(kind) for kind in kinds) or "empty")
+    raise _unknown(tokenizer, _in_turn(kinds) or "empty")
 
 
 def _steps(pre: Values) -> list[Values]:
@@ -59,6 +61,11 @@ def _steps(pre: Values) -> list[Values]:
             raise DotsError(f"{pre.origin}: pretokenizers holds {shown(entry)}, not an object")
         steps.append(Values(entry, f"{pre.origin}, pretokenizers"))
     return steps
+
+
+def _in_turn(kinds: Sequence[object]) -> str:
+    known = [kind if isinstance(kind, str) and len(kind) < 40 else shown(kind) for kind in kinds]
+    return " then ".join([*known[:4], "..."] if len(known) > 5 else known)
 
 
 def _unknown(tokenizer: Values, what: str) -> DotsError:

@@ -164,6 +164,14 @@ SPLIT = ("pre_tokenizer", "pretokenizers", 0)
         (_set(*SPLIT, value=5), "pretokenizers holds 5"),
         (_set("pre_tokenizer", value={"type": "Whitespace"}), "is unknown: Whitespace"),
         (_set("pre_tokenizer", "pretokenizers", value=[]), "is unknown: empty"),
+        (
+            _set("pre_tokenizer", "pretokenizers", value=[{"type": "a"}] * 9999),
+            "is unknown: a then a then a then a then ...$",
+        ),
+        (
+            _set("pre_tokenizer", "pretokenizers", value=[{"type": ["a"] * 9999}]),
+            r'is unknown: \["a", .{,80}\.\.\.$',
+        ),
     ],
 )
 def test_malformed_tokenizer_is_refused(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,8 +27,14 @@ class Worker:
 
 
 @contextmanager
-def running_worker(*flags: str | Path, **changes: str) -> Iterator[Worker]:
-    """A worker that listens when the block begins, killed at its end."""
+def running_worker(*flags: str | Path, data_nbytes: int = 0, **changes: str) -> Iterator[Worker]:
+    """A worker that listens when the block begins, killed at its end.
+
+    Args:
+        data_nbytes: the most memory that it and each process it starts may have, where the system
+            can bound it; 0 for no bound.
+        changes: environment variables.
+    """
     process = subprocess.Popen(
         command("worker", "--port", "0", "--json", *flags),
         stdin=subprocess.DEVNULL,
@@ -36,6 +43,10 @@ def running_worker(*flags: str | Path, **changes: str) -> Iterator[Worker]:
         text=True,
         env=environment(**changes),
     )
+    if data_nbytes and sys.platform == "linux":
+        import resource
+
+        resource.prlimit(process.pid, resource.RLIMIT_DATA, (data_nbytes, data_nbytes))
     try:
         assert process.stdout
         line = process.stdout.readline()

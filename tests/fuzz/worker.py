@@ -34,6 +34,8 @@ START_S = 30.0  # for the first answer that llama.cpp's process gives, which is 
 ANSWER_S = 2.0  # for another; a worker that says nothing by then has refused
 GREET_S = 3.0
 MAX_ANSWER = 1 << 20
+# A client may fill what a device has, which here is the machine's memory; so it gets less of it.
+WORKER_NBYTES = 768 << 20
 
 
 class WorkerMessages(Target):
@@ -95,7 +97,7 @@ class WorkerMessages(Target):
 
     def _started(self) -> Worker:
         if self.worker is None:
-            self.worker = self.running.enter_context(running_worker())
+            self.worker = self.running.enter_context(running_worker(data_nbytes=WORKER_NBYTES))
         return self.worker
 
     @staticmethod
