@@ -85,8 +85,8 @@ def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
     said = []
     if found.ram.missing:
         said.append(
-            f"main memory is short by {format_bytes(found.ram.missing)}: that much of the file is "
-            "read from disk again and again, which works but is slow"
+            f"main memory is short by {format_bytes(found.ram.missing)}: that much of the file "
+            "has to be read from disk again and again, which is slow"
         )
     if not request.device_nbytes:
         return tuple(said)
