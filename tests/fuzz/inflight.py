@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import mmap
 import struct
+import zlib
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
 MAX_NBYTES = 128 << 20
 _HEAD = struct.Struct("<QQddQQ")
+_SUM = struct.Struct("<I")
 _DATA = 4096
+_TRIES = 1000
 
 
 @dataclass(frozen=True)
@@ -44,14 +47,22 @@ class Inflight:
                 file.truncate(_DATA + MAX_NBYTES)
         with path.open("r+b") as file:
             self._map = mmap.mmap(file.fileno(), _DATA + MAX_NBYTES)
+        if new:
+            self.write(State(0, 0, 0.0, 0.0, 0, 0))
 
     def state(self) -> State:
         """As the child has written it last."""
-        return State(*_HEAD.unpack_from(self._map))
+        for _ in range(_TRIES):  # one that died while it wrote leaves a wrong checksum for good
+            read = self._map[: _HEAD.size + _SUM.size]
+            head = read[: _HEAD.size]
+            if _SUM.pack(zlib.crc32(head)) == read[_HEAD.size :]:
+                break
+        return State(*_HEAD.unpack(head))
 
     def write(self, state: State) -> None:
-        """Replace it; the data stays."""
-        _HEAD.pack_into(self._map, 0, *astuple(state))
+        """Replace it; the data stays. The checksum tells what is half written."""
+        head = _HEAD.pack(*astuple(state))
+        self._map[: _HEAD.size + _SUM.size] = head + _SUM.pack(zlib.crc32(head))
 
     def put(self, data: bytes) -> None:
         """The input that is begun next."""

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
 import pytest
 
 from tests.fuzz import mutate_json, runner
+from tests.fuzz.child import ROOT
+from tests.fuzz.inflight import Inflight, State
 from tests.fuzz.minimise import minimise
 from tests.fuzz.runner import Finding, fuzz, read_input, replay, write_input
 from tests.fuzz.target import TARGETS, pack, unpack
@@ -76,6 +80,30 @@ def test_spoiled_json_never_holds_itself() -> None:
         for _ in range(4):
             tree = mutate_json._changed(rng, tree)
         json.dumps(tree)
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from tests.fuzz.inflight import Inflight, State
+shared, end = Inflight(Path(sys.argv[1])), time.monotonic() + 4
+while time.monotonic() < end:
+    for n in (1, 2):
+        shared.write(State(n, n, float(n), float(n), n, n))
+"""
+
+
+def test_what_is_half_written_is_no_state(tmp_path: Path) -> None:
+    """One whose first number was still 0 was taken for a child that doesn't begin."""
+    whole = [State(n, n, float(n), float(n), n, n) for n in (0, 1, 2)]
+    shared = Inflight(tmp_path / "inflight", new=True)
+    words = [sys.executable, "-c", WRITER, str(tmp_path / "inflight")]
+    with subprocess.Popen(words, cwd=ROOT) as writer:
+        while writer.poll() is None:
+            for _ in range(1000):
+                assert shared.state() in whole
+    assert shared.state() in whole[1:]
+    shared.close()
 
 
 def test_files_go_into_an_input_and_come_out() -> None:
