@@ -65,7 +65,7 @@ def test_a_foreign_journal_goes_with_restart_only(tiny_checkpoint: Path, tmp_pat
         journal.write_bytes(content)
         with pytest.raises(DotsError, match=r"journal is not a journal of dots") as caught:
             go_on(tiny_checkpoint, out)
-        assert caught.value.hint.startswith("--restart")
+        assert caught.value.hint.startswith("use --restart")
         assert journal.read_bytes() == content
         go_on(tiny_checkpoint, out, restart=True, force=True)
         assert not journal.exists()
@@ -133,7 +133,7 @@ def test_a_line_that_says_what_cannot_be(
         events = quantize_checkpoint(tiny_checkpoint, unfinished, "q8_0")
         with pytest.raises(DotsError, match=r"o\.gguf\.part\.journal can't be used") as caught:
             next(events)
-        assert caught.value.hint.startswith("--restart")
+        assert caught.value.hint.startswith("use --restart")
         started = quantize_checkpoint(tiny_checkpoint, unfinished, "q8_0", restart=True)
         next(started)
         started.close()  # type: ignore[attr-defined]

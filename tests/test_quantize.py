@@ -266,8 +266,8 @@ def test_full_disk_is_known_before_the_first_byte(
     [
         ({"threads": -1}, "--threads -1"),
         ({"max_memory": 1 << 20}, "too little memory"),
-        ({"max_memory": 0}, "--max-memory is 0 bytes"),
-        ({"split_max_size": -1}, "--split-max-size is -1 bytes"),
+        ({"max_memory": 0}, "--max-memory 0 bytes is out of range"),
+        ({"split_max_size": -1}, "--split-max-size -1 bytes is out of range"),
         ({"type": "q9"}, "unknown type q9"),
         ({"tensor_types": ["ffn_dwon=q8_0"]}, "matches no tensor"),
     ],
