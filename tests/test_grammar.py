@@ -173,7 +173,7 @@ def test_a_grammar_the_vocabulary_cannot_write_is_an_error(tmp_path: Path) -> No
     made.set("tokenizer.ggml.tokens", "array:string", tokens)
     with load(made.write(tmp_path / "m.gguf"), n_ctx=256) as engine:
         sampling = Sampling(temp=0.0, grammar='root ::= "z" "a"')
-        with pytest.raises(DotsError, match="vocabulary"):
+        with pytest.raises(DotsError, match="none of the model's tokens"):
             run(engine, sampling=sampling)
 
 

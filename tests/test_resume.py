@@ -306,7 +306,7 @@ def test_a_torn_journal_is_read_as_far_as_it_goes(
     if cut == 1:  # nothing says that it is a journal
         with pytest.raises(DotsError, match="is not a journal of dots") as caught:
             go_on(checkpoint, out)
-        assert caught.value.hint.startswith("--restart")
+        assert caught.value.hint.startswith("use --restart")
         path.unlink()
         cut = 0
     events = go_on(checkpoint, out)

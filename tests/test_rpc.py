@@ -187,7 +187,7 @@ def test_an_answer_of_another_length_is_one_line_and_no_memory(model: Path, nbyt
         assert done.returncode == 1
         lines = done.stderr.decode().splitlines()
         assert lines[0] == (
-            f"error: the worker at {endpoint} does not answer, or not as a worker should"
+            f"error: the worker at {endpoint} does not answer, or not like a worker"
         )
 
 
@@ -195,7 +195,7 @@ def test_a_worker_that_falls_silent_after_its_greeting_is_given_up(model: Path) 
     script = """
 import sys
 from dotscli.cli.app import run
-from dotscli.engine import rpc
+from dotscli.engine.rpc import client as rpc
 from dotscli.terminal.terminal import Terminal
 rpc.ADDING_S = 0.3
 sys.exit(run(sys.argv[1:], Terminal.system()))
