@@ -22,7 +22,7 @@ from dotscli.models.tensors import Naming, TensorSpec, tensor_specs
 MAX_LAYERS = 512
 MAX_EXPERTS = 512
 MAX_WIDTH = 1 << 20
-MAX_VOCAB = 1 << 24
+MAX_VOCAB = 1 << 20  # dots.llm1 has 152,064
 
 GATING_SIGMOID = 2  # expert_gating_func of llama.cpp
 
