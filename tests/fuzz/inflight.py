@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+import time
 import zlib
 from dataclasses import astuple, dataclass
 from pathlib import Path
@@ -57,6 +58,7 @@ class Inflight:
             head = read[: _HEAD.size]
             if _SUM.pack(zlib.crc32(head)) == read[_HEAD.size :]:
                 break
+            time.sleep(0.001)  # the child may have lost its core in the middle of it
         return State(*_HEAD.unpack(head))
 
     def write(self, state: State) -> None:
