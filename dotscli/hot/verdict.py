@@ -123,7 +123,15 @@ def _read(path: Path) -> tuple[str, dict[str, Comparison]]:
         entries = list(document["comparisons"].items())[:MAX_COMPARISONS]
         found = {str(key): Comparison(**_seconds(value)) for key, value in entries}
         return str(document["model"]), found
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (
+        OSError,
+        ArithmeticError,
+        LookupError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return "", {}
 
 
