@@ -130,7 +130,8 @@ def test_what_is_known_depends_on_the_circumstances(tmp_path: Path) -> None:
      '{"format": 2, "model": "m", "comparisons": {}}',
      '{"format": 1, "model": "m", "comparisons": {"k": {"on_cpu_s": "x"}}}',
      '{"format": 1, "model": "m", "comparisons": {"k": {"on_cpu_s": 1e999, "experts_s": 1, '
-     '"divided_s": 1, "hit_rate": 1}}}'],
+     '"divided_s": 1, "hit_rate": 1}}}',
+     '{"format": 1, "model": "m", "comparisons": {"k": {"on_cpu_s": ' + "1" * 400 + "}}}"],
 )  # fmt: skip
 def test_a_damaged_file_knows_nothing_and_is_written_anew(text: str, tmp_path: Path) -> None:
     path = tmp_path / "a.trials"
