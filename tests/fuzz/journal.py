@@ -113,7 +113,7 @@ class Journal(Target):
         if not foreign:
             self._check_output(out, report)
         elif b"restart" not in options:  # which may throw away what is in the way
-            _check_foreign(kept)
+            _check_foreign(kept, len(self.part))
 
     def _check_output(self, out: Path, report: Path | None) -> None:
         if out.read_bytes() != self.whole:
@@ -177,8 +177,15 @@ class Journal(Target):
         return bytes(part)
 
 
-def _check_foreign(kept: Mapping[Path, bytes]) -> None:
+def _check_foreign(kept: Mapping[Path, bytes], part_nbytes: int) -> None:
+    """What another program made is still there.
+
+    A part of the right size is taken for ours, whatever it begins with, where our journal lies
+    beside it: its first bytes may be the damage.
+    """
     for path, data in kept.items():
+        if path.suffix == ".part" and len(data) == part_nbytes:
+            continue
         if data.startswith(FOREIGN) and (not path.exists() or path.read_bytes() != data):
             raise WrongResult(f"a file of another program is lost ({path.suffix[1:]})")
 
