@@ -146,6 +146,8 @@ def legacy(entries: dict[str, Entry]) -> bytes:
 
 
 def _legacy_changed(rng: Random, data: bytes) -> bytes:
+    if not data:
+        return packed(rng, 4)
     at = rng.randrange(len(data))
     match rng.randrange(4):
         case 0:
