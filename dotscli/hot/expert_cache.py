@@ -7,7 +7,7 @@ expert cache is another module there.
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -27,6 +27,47 @@ class HotLayer:
     n_resident: int
     expert_nbytes: int
     off: bool
+
+
+@dataclass(frozen=True)
+class ExpertBytes:
+    """Where the experts of one weight of a layer lie, one behind the other.
+
+    Attributes:
+        part: 0 for up, 1 for gate, 2 for down.
+        file: an index into the model's files.
+        offset: of the first expert, in bytes from the file's beginning.
+        expert_nbytes: of one expert.
+    """
+
+    layer: int
+    part: int
+    file: int
+    offset: int
+    expert_nbytes: int
+    n_experts: int
+
+
+@dataclass(frozen=True)
+class RamCounters:
+    """What the memory tier has done since the load, and what it holds.
+
+    A hit is a pair of a token and an expert that was in main memory when the token came. Of
+    `read_nbytes`, `ahead_nbytes` were read before anybody waited; `wait_ns` is what computing
+    threads have waited for the disk. `direct`: past the page cache.
+    """
+
+    decode_hits: int
+    decode_misses: int
+    prefill_hits: int
+    prefill_misses: int
+    read_experts: int
+    read_nbytes: int
+    ahead_nbytes: int
+    wait_ns: int
+    resident_nbytes: int
+    resident_experts: int
+    direct: bool
 
 
 @dataclass(frozen=True)
@@ -116,3 +157,25 @@ class ExpertCache(Protocol):
 
     def messages(self) -> Sequence[str]:
         """What was switched off and why, each sentence once."""
+
+    def read_from(self, files: Sequence[Path], parts: Sequence[ExpertBytes]) -> None:
+        """Before the load: experts of these are read from the files when they are needed.
+
+        Raises:
+            DotsError: a file that can't be read so, or bytes outside of it.
+        """
+
+    def n_tiered(self) -> int:
+        """After the load: layers whose experts are read when they are needed."""
+
+    def set_ram(self, nbytes: int) -> None:
+        """Memory that their experts may take from now on; at first there is none."""
+
+    def warm(self, heat: Mapping[int, Sequence[float]], order: Sequence[tuple[int, int]]) -> None:
+        """What earlier runs have used, in tokens, and (layer, expert) to read while it is quiet."""
+
+    def ram(self) -> RamCounters:
+        """What has been read and what is there."""
+
+    def failure(self) -> str:
+        """Why the last computation failed, told once; empty if nothing is known."""

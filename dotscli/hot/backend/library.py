@@ -26,7 +26,7 @@ class Layer(ctypes.Structure):
         ("n_resident", ctypes.c_int32),
         ("expert_nbytes", ctypes.c_uint64),
         ("off", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("tiered", ctypes.c_int32),
     )
 
 
@@ -47,6 +47,25 @@ class Counters(ctypes.Structure):
             "cpu_ns",
             "device_ns",
             "wait_ns",
+        )
+    )
+
+
+class Ram(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64)
+        for name in (
+            "decode_hits",
+            "decode_misses",
+            "prefill_hits",
+            "prefill_misses",
+            "read_experts",
+            "read_nbytes",
+            "ahead_nbytes",
+            "wait_ns",
+            "resident_nbytes",
+            "resident_experts",
+            "direct",
         )
     )
 
@@ -107,6 +126,11 @@ def _declare(library: ctypes.CDLL) -> None:
         "dots_hot_buffer_type": (pointer, []),
         "dots_hot_set_threadpool": (None, [pointer]),
         "dots_hot_open": (number, [text, pointer]),
+        "dots_hot_tier": (text, [number, pointer, number, ctypes.c_double]),
+        "dots_hot_tier_part": (
+            text,
+            [number, number, number, number, ctypes.c_uint64, ctypes.c_uint64, number],
+        ),
         "dots_hot_loaded": (None, [number]),
         "dots_hot_close": (None, [number]),
         "dots_hot_layers": (number, [number, pointer, number]),
@@ -119,6 +143,11 @@ def _declare(library: ctypes.CDLL) -> None:
         "dots_hot_read_heat": (number, [number, number, pointer, pointer, number]),
         "dots_hot_trace": (text, [number, text]),
         "dots_hot_messages": (text, [number]),
+        "dots_hot_set_ram": (None, [number, ctypes.c_uint64]),
+        "dots_hot_set_heat": (None, [number, number, pointer, number]),
+        "dots_hot_warm": (None, [number, pointer, number]),
+        "dots_hot_read_ram": (number, [number, pointer]),
+        "dots_hot_failure": (text, [number]),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import TracebackType
@@ -21,9 +21,10 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.hot.backend import library
-from dotscli.hot.expert_cache import HotCounters, HotLayer, Trial
+from dotscli.hot.expert_cache import ExpertBytes, HotCounters, HotLayer, RamCounters, Trial
 
 EXPERTS_PATTERN = rb"ffn_(up|gate|down)_exps"
+HALF_LIFE = 256.0  # tokens, after which a token counts half for who stays in main memory
 
 
 class Streaming(enum.IntEnum):
@@ -67,11 +68,53 @@ class HotModel:
     def close(self) -> None:
         self._library.dots_hot_close(self._number)
 
-    def layers(self) -> tuple[HotLayer, ...]:
-        """The MoE layers whose experts the backend holds, in order."""
+    def read_from(self, files: Sequence[Path], parts: Sequence[ExpertBytes]) -> None:
+        """As ExpertCache has it."""
+        names = (ctypes.c_char_p * len(files))(*(os.fsencode(file) for file in files))
+        problem = self._library.dots_hot_tier(self._number, names, len(files), HALF_LIFE)
+        for p in parts:
+            problem = problem or self._library.dots_hot_tier_part(
+                self._number, p.layer, p.part, p.file, p.offset, p.expert_nbytes, p.n_experts
+            )
+        if problem:
+            raise DotsError(f"experts can't be read when they are needed: {problem.decode()}")
+
+    def n_tiered(self) -> int:
+        """As ExpertCache has it."""
+        return sum(bool(layer.tiered) for layer in self._found_layers())
+
+    def set_ram(self, nbytes: int) -> None:
+        """As ExpertCache has it."""
+        self._library.dots_hot_set_ram(self._number, nbytes)
+
+    def warm(self, heat: Mapping[int, Sequence[float]], order: Sequence[tuple[int, int]]) -> None:
+        """As ExpertCache has it."""
+        for layer, tokens in heat.items():
+            values = np.ascontiguousarray(tokens, np.float64)
+            self._library.dots_hot_set_heat(self._number, layer, _pointer(values), len(values))
+        pairs = np.ascontiguousarray(order, np.int32).reshape(-1, 2)
+        self._library.dots_hot_warm(self._number, _pointer(pairs), len(pairs))
+
+    def ram(self) -> RamCounters:
+        """As ExpertCache has it."""
+        found = library.Ram()
+        self._library.dots_hot_read_ram(self._number, ctypes.byref(found))
+        values = {field.name: getattr(found, field.name) for field in fields(RamCounters)}
+        return RamCounters(**(values | {"direct": bool(found.direct)}))
+
+    def failure(self) -> str:
+        """As ExpertCache has it."""
+        text = self._library.dots_hot_failure(self._number)
+        return text.decode(errors="replace") if text else ""
+
+    def _found_layers(self) -> ctypes.Array[library.Layer]:
         n_layers = self._library.dots_hot_layers(self._number, None, 0)
         found = (library.Layer * n_layers)()
         self._library.dots_hot_layers(self._number, found, n_layers)
+        return found
+
+    def layers(self) -> tuple[HotLayer, ...]:
+        """The MoE layers whose experts the backend holds, in order."""
         return tuple(
             HotLayer(
                 layer=f.layer,
@@ -81,7 +124,7 @@ class HotModel:
                 expert_nbytes=f.expert_nbytes,
                 off=bool(f.off),
             )
-            for f in found
+            for f in self._found_layers()
         )
 
     def reserve(self, layer: int, n_slots: int) -> None:

@@ -70,6 +70,34 @@ static bool layer_at(ggml_cgraph * graph, int i, ggml_tensor * four[4], layer_no
     return match_layer(four, found);
 }
 
+// A node to compute with what is pending, or now, if its experts have to be read.
+static int add_piece(hot_context & context, ggml_context * ctx, std::vector<ggml_tensor *> & pending, ggml_tensor * node) {
+    if (is_view_op(node)) {
+        return STATUS_SUCCESS;
+    }
+    const expert_weight weight = node->op == OP_MUL_MAT_ID ? weight_of(node->src[0]) : expert_weight{ nullptr, PART_UP };
+    if (weight.layer == nullptr || !weight.layer->tiered || ctx == nullptr) {
+        pending.push_back(node);
+        return STATUS_SUCCESS;
+    }
+    const int status = compute_nodes(context, ctx, pending);
+    if (status != STATUS_SUCCESS) {
+        return status;
+    }
+    ggml_cgraph * graph = graph_of(ctx, &node, 1);
+    return graph != nullptr ? context.run_piece(*model_of(node->src[0]), *weight.layer, node->src[2], graph) : STATUS_ALLOC_FAILED;
+}
+
+static bool any_tiered(ggml_cgraph * graph) {
+    for (int i = 0; i < ggml.ggml_graph_n_nodes(graph); i++) {
+        const ggml_tensor * node = ggml.ggml_graph_node(graph, i);
+        if (node->op == OP_MUL_MAT_ID && weight_of(node->src[0]).layer != nullptr && weight_of(node->src[0]).layer->tiered) {
+            return true;
+        }
+    }
+    return false;
+}
+
 // Pieces of a chain, when an eval callback looks at nodes in between, or a chain with views around.
 static int compute_pieces(hot_context & context, ggml_cgraph * graph) {
     const int         n_nodes = ggml.ggml_graph_n_nodes(graph);
@@ -81,12 +109,15 @@ static int compute_pieces(hot_context & context, ggml_cgraph * graph) {
     for (int i = 0; i < n_nodes; i++) {
         if (!layer_at(graph, i, four, found)) {
             ggml_tensor * node = ggml.ggml_graph_node(graph, i);
-            if (!is_view_op(node)) {
-                pending.push_back(node);
+            if (const int status = add_piece(context, ctx.get(), pending, node); status != STATUS_SUCCESS) {
+                return status;
             }
             continue;
         }
         const std::shared_ptr<hot_model> model = model_of(found.up->src[0]);
+        if (ctx == nullptr && found.layer->tiered) {
+            return STATUS_ALLOC_FAILED;
+        }
         if (ctx == nullptr) {
             model->switch_off(*found.layer, "no memory left to build graphs in");
             break;
@@ -101,7 +132,10 @@ static int compute_pieces(hot_context & context, ggml_cgraph * graph) {
         }
         i += 3;
     }
-    // Host memory holds every expert: the CPU can compute all of it as it came.
+    // Where host memory holds every expert, the CPU can compute all of it as it came.
+    if (ctx == nullptr && any_tiered(graph)) {
+        return STATUS_ALLOC_FAILED;
+    }
     return ctx != nullptr ? compute_nodes(context, ctx.get(), pending) : context.forward(graph);
 }
 
@@ -113,13 +147,11 @@ static int compute(hot_context & context, ggml_cgraph * graph) {
             count_heat(node);
         }
     }
-    if (n_nodes != 4) {
-        return compute_pieces(context, graph);
-    }
     // The usual case: one layer, nothing else.
     layer_nodes   found;
     ggml_tensor * four[4];
-    return layer_at(graph, 0, four, found) ? context.run(model_of(found.up->src[0]), found, graph) : context.forward(graph);
+    const bool    one = n_nodes == 4 && layer_at(graph, 0, four, found);
+    return one ? context.run(model_of(found.up->src[0]), found, graph) : compute_pieces(context, graph);
 }
 
 static int hot_backend_graph_compute(ggml_backend * backend, ggml_cgraph * graph) {
@@ -179,13 +211,7 @@ void set_n_threads(ggml_backend * backend, int n_threads) {
 }
 
 void set_abort_callback(ggml_backend * backend, ggml_abort_callback callback, void * data) {
-    typedef void (*set_abort_callback_t)(ggml_backend * backend, ggml_abort_callback callback, void * data);
-    ggml_backend *     cpu = context_of(backend)->cpu();
-    ggml_backend_reg * reg = ggml.ggml_backend_dev_backend_reg(ggml.ggml_backend_get_device(cpu));
-    auto set = reinterpret_cast<set_abort_callback_t>(ggml.ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_abort_callback"));
-    if (set != nullptr) {
-        set(cpu, callback, data);
-    }
+    context_of(backend)->set_abort_callback(callback, data);
 }
 
 }  // namespace hot

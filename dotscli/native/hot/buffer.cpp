@@ -15,6 +15,7 @@ struct hot_buffer {
     std::unordered_map<const ggml_tensor *, expert_weight> weights;
     char *                                                 base   = nullptr;
     bool                                                   owned  = false;
+    bool                                                   tiered = false;  // base is the tier's
     ggml_backend_buffer *                                  pinned = nullptr;
 
     ~hot_buffer() {
@@ -76,6 +77,9 @@ static int hot_buffer_init_tensor(ggml_backend_buffer * buffer, ggml_tensor * te
         return STATUS_SUCCESS;
     }
     try {
+        if (context->tiered) {
+            context->model->spread(tensor, part, index);
+        }
         expert_weight & weight = context->weights[tensor];
         weight                 = { context->model->add_tensor(tensor, part, index), part };
         if (weight.layer == nullptr) {
@@ -151,6 +155,11 @@ static ggml_backend_buffer * hot_buft_alloc_buffer(ggml_backend_buffer_type * bu
     {
         std::lock_guard<std::mutex> lock(s.mutex);
         context->model = s.opened;
+        if (context->model != nullptr && context->model->tier != nullptr) {
+            context->base   = context->model->tier->reserve(size);
+            context->tiered = true;
+            return context->base != nullptr ? new_buffer(buft, std::move(context), size) : nullptr;
+        }
         const auto last = s.models.find(s.last);
         if (context->model == nullptr && last != s.models.end() && last->second->device != nullptr && size <= MAX_PINNED_NBYTES) {
             ggml_backend_buffer_type * pinned = ggml.ggml_backend_dev_host_buffer_type(last->second->device);
@@ -172,6 +181,21 @@ static size_t hot_buft_get_alignment(ggml_backend_buffer_type *) {
     return ALIGNMENT;
 }
 
+// Experts of a tier begin with a page each.
+static size_t hot_buft_get_alloc_size(ggml_backend_buffer_type *, const ggml_tensor * tensor) {
+    int         index = -1;
+    expert_part part  = PART_UP;
+    if (parse_name(tensor->name, index, part)) {
+        std::lock_guard<std::mutex> lock(state().mutex);
+        const hot_model *           model  = state().opened.get();
+        const tier_part *           placed = model != nullptr && model->tier != nullptr ? model->tier->part(index, part) : nullptr;
+        if (placed != nullptr) {
+            return ram_tier::room(*placed, tensor->ne[2]);
+        }
+    }
+    return ggml.ggml_nbytes(tensor);
+}
+
 static bool hot_buft_is_host(ggml_backend_buffer_type *) {
     return true;
 }
@@ -182,7 +206,7 @@ ggml_backend_buffer_type hot_buft = {
         /* .alloc_buffer   = */ hot_buft_alloc_buffer,
         /* .get_alignment  = */ hot_buft_get_alignment,
         /* .get_max_size   = */ nullptr,
-        /* .get_alloc_size = */ nullptr,
+        /* .get_alloc_size = */ hot_buft_get_alloc_size,
         /* .is_host        = */ hot_buft_is_host,
     },
     /* .device  = */ &hot_device,

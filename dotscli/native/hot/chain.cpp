@@ -9,7 +9,7 @@ static constexpr size_t MAX_TENSORS    = 16;
 static constexpr size_t HOST_ALIGNMENT = 64;
 
 size_t chain_meta_nbytes() {
-    return MAX_TENSORS * ggml.ggml_tensor_overhead() + ggml.ggml_graph_overhead_custom(GRAPH_SIZE, false);
+    return MAX_TENSORS * ggml.ggml_tensor_overhead() + 3 * ggml.ggml_graph_overhead_custom(GRAPH_SIZE, false);
 }
 
 chain build_chain(ggml_context * ctx, ggml_tensor * const weights[N_PARTS], int64_t n_tokens, int64_t n_pairs, int64_t n_dst_rows) {
@@ -50,6 +50,21 @@ chain build_chain(ggml_context * ctx, ggml_tensor * const weights[N_PARTS], int6
         ggml.ggml_build_forward_expand(c.graph, last);
     }
     return c;
+}
+
+bool halve(ggml_context * ctx, chain & built) {
+    built.first = ggml.ggml_new_graph_custom(ctx, GRAPH_SIZE, false);
+    built.rest  = ggml.ggml_new_graph_custom(ctx, GRAPH_SIZE, false);
+    if (built.first == nullptr || built.rest == nullptr) {
+        return false;
+    }
+    ggml.ggml_build_forward_expand(built.first, built.glu);
+    for (ggml_tensor * node : { built.down, built.down2, built.result }) {
+        if (node != nullptr) {
+            ggml.ggml_graph_add_node(built.rest, node);
+        }
+    }
+    return true;
 }
 
 void set_weights(chain & built, ggml_tensor * const weights[N_PARTS]) {

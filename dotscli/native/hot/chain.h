@@ -17,6 +17,9 @@ enum expert_part { PART_UP, PART_GATE, PART_DOWN, N_PARTS };
 
 struct chain {
     ggml_cgraph * graph = nullptr;
+    // The same in two halves, where that was asked for: up to the GLU, and what needs down's weights.
+    ggml_cgraph * first = nullptr;
+    ggml_cgraph * rest  = nullptr;
     // Leaves, filled before each run. `tokens`, `rows` and `dst` are null where there is no need.
     ggml_tensor * x      = nullptr;
     ggml_tensor * tokens = nullptr;  // [n_pairs] which row of x
@@ -40,6 +43,9 @@ size_t chain_meta_nbytes();
 // Args: weights of the layer's parts; n_dst_rows > 0 adds a scatter of down's rows into dst.
 // A chain without a graph if there is no context.
 chain build_chain(ggml_context * ctx, ggml_tensor * const weights[N_PARTS], int64_t n_tokens, int64_t n_pairs, int64_t n_dst_rows);
+
+// Makes the two halves of a chain, in the context that it lies in. False if there is no room.
+bool halve(ggml_context * ctx, chain & built);
 
 // Points a chain that was built for one layer at another one with the same types and shapes.
 void set_weights(chain & built, ggml_tensor * const weights[N_PARTS]);

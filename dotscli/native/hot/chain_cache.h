@@ -16,6 +16,8 @@ class chain_cache {
     chain * find(uint64_t key);
     // As build_chain; null if there is no memory for it.
     chain * build(uint64_t key, ggml_tensor * const weights[N_PARTS], int64_t n_tokens, int64_t n_pairs, int64_t n_dst_rows);
+    // Makes the halves of the chain that was built last.
+    bool halve(chain & built) { return hot::halve(contexts_.back().get(), built); }
     void    clear();
 
   private:

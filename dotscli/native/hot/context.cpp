@@ -64,6 +64,17 @@ void hot_context::set_n_threads(int n_threads) {
     }
 }
 
+// Who waits for the disk asks by itself.
+void hot_context::set_abort_callback(ggml_abort_callback callback, void * data) {
+    abort_      = callback;
+    abort_data_ = data;
+    typedef void (*set_abort_callback_t)(ggml_backend * backend, ggml_abort_callback callback, void * data);
+    auto set = reinterpret_cast<set_abort_callback_t>(cpu_function(cpu_, "ggml_backend_set_abort_callback"));
+    if (set != nullptr) {
+        set(cpu_, callback, data);
+    }
+}
+
 void hot_context::set_cpu_threads(int n_threads) {
     if (n_threads != cpu_threads_) {
         cpu_threads_ = n_threads;
@@ -107,12 +118,22 @@ static std::vector<int> classes_of(const std::vector<moe_layer *> & layers) {
     return class_of;
 }
 
+// Chains on the host are those of one model's shapes.
+void hot_context::know_shapes(const hot_model & model) {
+    if (shapes_of_ != &model) {
+        shapes_of_ = nullptr;
+        host_chains_.clear();
+        class_of_  = classes_of(model.layers());
+        shapes_of_ = &model;
+    }
+}
+
 bool hot_context::bind(const std::shared_ptr<hot_model> & model) {
     if (model_ == model) {
         return device_ != nullptr;
     }
     unbind();
-    host_chains_.clear();
+    know_shapes(*model);
     device_ = ggml.ggml_backend_dev_init(model->device, nullptr);
     if (device_ != nullptr) {
         set_backend_n_threads(device_, n_threads_);
@@ -120,7 +141,6 @@ bool hot_context::bind(const std::shared_ptr<hot_model> & model) {
         device_buft_ = ggml.ggml_backend_dev_buffer_type(model->device);
         pinned_buft_ = ggml.ggml_backend_dev_host_buffer_type(model->device);
         stream_      = std::make_unique<expert_stream>(model->device);
-        class_of_    = classes_of(model->layers());
     }
     model_ = model;  // last: what memory ran out for is begun anew
     return device_ != nullptr;

@@ -63,17 +63,22 @@ int hot_context::run_divided(layer_run & run) {
         hot = *device_chains_.find(chain_key(layer, run.n_tokens, run.n_used, hot_.n));
         set_weights(hot, layer.slab.weights);
     }
-    chain cold;
-    if (cold_.n > 0) {
-        cold = host_chain(layer, run.n_tokens, run.n_used);
+    chain      cold;
+    const bool tiered = layer.tiered && cold_.n > 0;
+    if (cold_.n > 0 && !tiered) {
+        cold = host_chain(layer, run.n_tokens, run.n_used, cold_.n);
     }
-    if (hot.graph == nullptr || (cold_.n > 0 && cold.graph == nullptr) || !stage(run)) {
+    if (hot.graph == nullptr || (cold_.n > 0 && !tiered && cold.graph == nullptr) || !stage(run)) {
         return without_memory(run);
+    }
+    if (tiered && !begin_tiered(run)) {
+        return STATUS_FAILED;
     }
 
     // 2. The device starts; where it computes asynchronously, the CPU goes on at once.
     if (!begin_on_device(hot, run, 0, hot_.n)) {
         ggml.ggml_backend_synchronize(device_);
+        end_tiered(run);
         model.switch_off(layer, "the hot device failed to compute");
         return on_the_cpu(run);
     }
@@ -88,7 +93,7 @@ int hot_context::run_divided(layer_run & run) {
     // 3. The CPU computes what isn't resident.
     int status = STATUS_SUCCESS;
     if (cold_.n > 0) {
-        status = run_cold(cold, run);
+        status = tiered ? compute_tiered(run) : run_cold(cold, run);
     }
     const uint64_t computed = now_ns();
 

@@ -81,12 +81,53 @@ int32_t dots_hot_open(const char * device, const char ** problem) {
     return number;
 }
 
-void dots_hot_loaded(int32_t model) {
-    const auto                  found = model_of(model);
-    std::lock_guard<std::mutex> lock(state().mutex);
-    if (found != nullptr && state().opened == found) {
-        state().opened = nullptr;
+static std::string begin_tier(hot_model & model, const char * const * files, int32_t n_files, double half_life) {
+    if (model.tier != nullptr || n_files < 1 || !(half_life >= 1 && half_life <= 1e9)) {
+        return "no such tier";
     }
+    auto tier = std::make_unique<ram_tier>(half_life);
+    for (int32_t i = 0; i < n_files; i++) {
+        const std::string problem = tier->add_file(files[i]);
+        if (!problem.empty()) {
+            return problem;
+        }
+    }
+    std::lock_guard<std::mutex> lock(state().mutex);  // buffers are made with it held
+    model.tier = std::move(tier);
+    return "";
+}
+
+const char * dots_hot_tier(int32_t model, const char * const * files, int32_t n_files, double half_life) {
+    const auto found = model_of(model);
+    return said([&]() -> std::string { return found != nullptr ? begin_tier(*found, files, n_files, half_life) : "this model is closed"; });
+}
+
+const char * dots_hot_tier_part(int32_t model, int32_t layer, int32_t part, int32_t file, uint64_t offset, uint64_t expert_nbytes,
+                                int32_t n_experts) {
+    const auto found = model_of(model);
+    return said([&]() -> std::string {
+        if (found == nullptr || found->tier == nullptr) {
+            return "this model has no tier";
+        }
+        return found->tier->add_part(layer, expert_part(part), file, offset, expert_nbytes, n_experts);
+    });
+}
+
+void dots_hot_loaded(int32_t model) {
+    const auto found = model_of(model);
+    if (found == nullptr) {
+        return;
+    }
+    {
+        std::lock_guard<std::mutex> lock(state().mutex);
+        if (state().opened == found) {
+            state().opened = nullptr;
+        }
+    }
+    said([&]() -> std::string {
+        found->loaded();
+        return "";
+    });
 }
 
 void dots_hot_close(int32_t model) {
@@ -114,7 +155,7 @@ int32_t dots_hot_layers(int32_t model, dots_hot_layer * layers, int32_t n_max) {
         std::shared_lock<std::shared_mutex> lock(all[i]->residency);
         layers[i] = {
             all[i]->index,        int32_t(all[i]->n_experts), int32_t(all[i]->expert_in.size()), all[i]->n_resident,
-            all[i]->expert_nbytes(), all[i]->off,                0,
+            all[i]->expert_nbytes(), all[i]->off,                all[i]->tiered,
         };
     }
     return int32_t(all.size());
@@ -195,4 +236,51 @@ const char * dots_hot_trace(int32_t model, const char * path) {
 const char * dots_hot_messages(int32_t model) {
     const auto found = model_of(model);
     return said([&]() -> std::string { return found != nullptr ? found->take_messages() : ""; });
+}
+
+void dots_hot_set_ram(int32_t model, uint64_t nbytes) {
+    const auto found = model_of(model);
+    if (found != nullptr && found->tier != nullptr) {
+        found->tier->set_budget(size_t(nbytes));
+    }
+}
+
+void dots_hot_set_heat(int32_t model, int32_t layer, const double * heat, int32_t n) {
+    const auto found = model_of(model);
+    for (int32_t expert = 0; found != nullptr && found->tier != nullptr && expert < n; expert++) {
+        found->tier->set_heat(layer, expert, heat[expert]);
+    }
+}
+
+void dots_hot_warm(int32_t model, const int32_t * experts, int32_t n) {
+    const auto found = model_of(model);
+    said([&]() -> std::string {
+        if (found != nullptr && found->tier != nullptr && n > 0) {
+            std::vector<std::pair<int32_t, int32_t>> list;
+            for (int32_t i = 0; i < n; i++) {
+                list.push_back({ experts[2 * i], experts[2 * i + 1] });
+            }
+            found->tier->warm(std::move(list));
+        }
+        return "";
+    });
+}
+
+int32_t dots_hot_read_ram(int32_t model, dots_hot_ram * ram) {
+    const auto found = model_of(model);
+    if (found == nullptr || found->tier == nullptr) {
+        return 0;
+    }
+    const ram_tier &     tier = *found->tier;
+    const ram_counters & from = tier.counters;
+    *ram = {
+        from.decode_hits, from.decode_misses, from.prefill_hits, from.prefill_misses, from.read_experts, from.read_nbytes,
+        from.ahead_nbytes, from.wait_ns, tier.resident_nbytes(), uint64_t(tier.n_resident()), tier.direct(),
+    };
+    return 1;
+}
+
+const char * dots_hot_failure(int32_t model) {
+    const auto found = model_of(model);
+    return said([&]() -> std::string { return found != nullptr ? found->take_failure() : ""; });
 }

@@ -38,7 +38,7 @@ bool hot_context::prepare_host(moe_layer & layer, int64_t n_tokens, int64_t n_us
     for (int64_t n = n_pairs; n >= 1; n--) {  // who finds the chain for one pair has all of them
         const uint64_t key   = chain_key(layer, n_tokens, n_used, n);
         chain *        built = host_chains_.build(key, layer.host, n_tokens, n, n_tokens == 1 ? 0 : n_pairs);
-        if (built == nullptr) {
+        if (built == nullptr || (layer.tiered && !host_chains_.halve(*built))) {
             host_chains_.clear();
             return false;
         }
@@ -85,18 +85,17 @@ bool hot_context::prepare_device(moe_layer & layer, int64_t n_tokens, int64_t n_
     return true;
 }
 
-// A chain for the cold pairs in place, or one without a graph if there is no memory for it.
-chain hot_context::host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used) {
-    const int64_t n_pairs = n_tokens * n_used;
-    if (!is_small(n_tokens, n_pairs)) {
-        chain built = build_chain(transient(), layer.host, n_tokens, cold_.n, n_pairs);
+chain hot_context::host_chain(moe_layer & layer, int64_t n_tokens, int64_t n_used, int64_t n_pairs) {
+    const int64_t n_rows = n_tokens * n_used;
+    if (!is_small(n_tokens, n_rows)) {
+        chain built = build_chain(transient(), layer.host, n_tokens, n_pairs, n_rows);
         if (built.graph == nullptr || !host_bulk_.ensure(host_scratch_nbytes(built), nullptr)) {
             return chain();
         }
         place_on_host(built, host_bulk_.data);
         return built;
     }
-    chain * found = host_chains_.find(chain_key(layer, n_tokens, n_used, cold_.n));
+    chain * found = host_chains_.find(chain_key(layer, n_tokens, n_used, n_pairs));
     set_weights(*found, layer.host);
     return *found;
 }

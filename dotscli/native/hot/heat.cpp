@@ -12,12 +12,18 @@ void hot_model::count(moe_layer & layer, const ggml_tensor * ids) {
     if (n_used >= layer.n_experts || trial != TRIAL_NONE) {
         return;  // llama.cpp's warm-up runs every expert: that says nothing about heat
     }
+    if (layer.tiered) {
+        tier->begin_layer(layer.index, n_tokens);
+    }
     std::atomic<uint64_t> * heat = n_tokens <= DECODE_TOKENS ? layer.decode_heat.get() : layer.prefill_heat.get();
     for (int64_t t = 0; t < n_tokens; t++) {
         for (int64_t u = 0; u < n_used; u++) {
             const int32_t id = expert_at(ids, u, t);
             if (id >= 0 && id < layer.n_experts) {
                 heat[id].fetch_add(1, std::memory_order_relaxed);
+                if (layer.tiered) {
+                    tier->use(layer.index, id, t, n_tokens);
+                }
             }
         }
     }

@@ -16,7 +16,7 @@ bool moe_layer::complete() const {
     }
     for (const ggml_tensor * tensor : host) {
         if (tensor->ne[2] != up->ne[2] || tensor->ne[3] != 1 || tensor->nb[2] == 0 || tensor->data == nullptr ||
-            !ggml.ggml_is_contiguous(tensor)) {
+            tensor->nb[2] < part_nbytes(tensor)) {
             return false;
         }
     }
@@ -47,9 +47,13 @@ void moe_layer::drop_slots() {
 size_t moe_layer::expert_nbytes() const {
     size_t nbytes = 0;
     for (const ggml_tensor * tensor : host) {
-        nbytes += tensor != nullptr ? tensor->nb[2] : 0;
+        nbytes += tensor != nullptr ? part_nbytes(tensor) : 0;
     }
     return nbytes;
+}
+
+size_t part_nbytes(const ggml_tensor * part) {
+    return part->nb[1] * size_t(part->ne[1]);
 }
 
 int32_t expert_at(const ggml_tensor * ids, int64_t used, int64_t token) {

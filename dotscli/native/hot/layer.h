@@ -48,7 +48,12 @@ struct moe_layer {
     void drop_slots();
 
     size_t expert_nbytes() const;  // of the three parts together
+
+    bool tiered = false;  // not all experts are in memory: model.tier is asked first
 };
+
+// Bytes of one expert in such a tensor; the next one may begin later.
+size_t part_nbytes(const ggml_tensor * part);
 
 // The expert that ids [n_used, n_tokens] names; its rows may be strided.
 int32_t expert_at(const ggml_tensor * ids, int64_t used, int64_t token);

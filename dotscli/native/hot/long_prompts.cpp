@@ -83,15 +83,19 @@ int hot_context::run_streamed(layer_run & run) {
     for (const stream_wave & wave : waves_) {
         most = std::max(most, wave.n_pairs);
     }
-    chain cold;
+    chain      cold;
+    const bool tiered = run.layer.tiered && cold_.n > 0;
     if (!reserve_bulk(run, most)) {
         return on_the_cpu(run);
     }
-    if (cold_.n > 0) {
-        cold = host_chain(run.layer, run.n_tokens, run.n_used);
+    if (cold_.n > 0 && !tiered) {
+        cold = host_chain(run.layer, run.n_tokens, run.n_used, cold_.n);
     }
-    if ((cold_.n > 0 && cold.graph == nullptr) || !stage(run)) {
+    if ((cold_.n > 0 && !tiered && cold.graph == nullptr) || !stage(run)) {
         return without_memory(run);
+    }
+    if (tiered && !begin_tiered(run)) {
+        return STATUS_FAILED;
     }
     const uint64_t issued = now_ns();
 
@@ -110,7 +114,11 @@ int hot_context::run_streamed(layer_run & run) {
         done = compute_on_device(run, n_resident_pairs);
     }
     const uint64_t cpu_began = at_once ? issued : now_ns();
-    int            status    = cold_.n > 0 && (at_once || done) ? run_cold(cold, run) : STATUS_SUCCESS;
+    int            status    = STATUS_SUCCESS;
+    if (cold_.n > 0 && (at_once || done)) {
+        status = tiered ? compute_tiered(run) : run_cold(cold, run);
+    }
+    end_tiered(run);
     const uint64_t computed  = now_ns();
     if (at_once) {
         driver.join();

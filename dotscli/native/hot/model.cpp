@@ -25,6 +25,30 @@ moe_layer & hot_model::layer_to_fill(int index) {
     return *layers_[index];
 }
 
+// No tensor of a GGUF is called so.
+static constexpr char HIDDEN = '\x01';
+
+void hot_model::spread(ggml_tensor * tensor, expert_part part, int index) {
+    const tier_part * placed = tier->part(index, part);
+    if (placed == nullptr || placed->nbytes != part_nbytes(tensor)) {
+        return;
+    }
+    tensor->data    = tier->place(index, part, static_cast<char *>(tensor->data));
+    tensor->nb[2]   = placed->stride;
+    tensor->nb[3]   = placed->stride * size_t(tensor->ne[2]);
+    tensor->name[0] = HIDDEN;
+}
+
+void hot_model::loaded() {
+    for (moe_layer * layer : layers()) {
+        for (ggml_tensor * tensor : layer->host) {
+            if (tensor->name[0] == HIDDEN) {
+                tensor->name[0] = 'b';  // of blk.N.
+            }
+        }
+    }
+}
+
 moe_layer * hot_model::add_tensor(ggml_tensor * tensor, expert_part part, int index) {
     if (index < 0 || index >= MAX_LAYERS) {
         return nullptr;
@@ -37,7 +61,8 @@ moe_layer * hot_model::add_tensor(ggml_tensor * tensor, expert_part part, int in
     layer.host[part] = tensor;
     if (layer.complete()) {
         layer.begin();
-        layer.ready = true;
+        layer.tiered = tier != nullptr && tier->holds(index);
+        layer.ready  = true;
     }
     return &layer;
 }
@@ -77,6 +102,18 @@ void hot_model::say_once(const std::string & sentence) {
     if (std::find(messages_.begin(), messages_.end(), sentence) == messages_.end()) {
         messages_.push_back(sentence);
     }
+}
+
+void hot_model::failed(const std::string & reason) {
+    std::lock_guard<std::mutex> lock(talking_);
+    failure_ = reason;
+}
+
+std::string hot_model::take_failure() {
+    std::lock_guard<std::mutex> lock(talking_);
+    std::string                 text;
+    text.swap(failure_);
+    return text;
 }
 
 std::string hot_model::take_messages() {

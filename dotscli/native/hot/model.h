@@ -6,6 +6,7 @@
 
 #include "hot/costs.h"
 #include "hot/layer.h"
+#include "hot/ram_tier.h"
 #include "hot/upload.h"
 
 #include <atomic>
@@ -67,11 +68,17 @@ struct hot_model {
     hot_counters          counters;
     stream_costs          costs;
     upload_times          uploading;
+    // Null: all experts are in memory, or mapped. Begun before the load.
+    std::unique_ptr<ram_tier> tier;
     std::atomic<int>      trial{ TRIAL_NONE };
     std::atomic<int>      streaming{ STREAM_WHERE_IT_PAYS };
 
     ~hot_model();
 
+    // Before add_tensor(), if the tier has this tensor: its experts are spread to where the tier wants them,
+    // and llama.cpp, which reads what it knows by name, doesn't find it. loaded() gives the names back.
+    void spread(ggml_tensor * tensor, expert_part part, int index);
+    void loaded();
     // While the model loads. Returns the layer whose tensor this is; null if it has such a tensor
     // already, of another model that is loaded at the same time.
     moe_layer * add_tensor(ggml_tensor * tensor, expert_part part, int index);
@@ -91,6 +98,9 @@ struct hot_model {
 
     // The device failed in this layer: it stays on the CPU from now on.
     void        switch_off(moe_layer & layer, const std::string & reason);
+    // A computation failed for that reason.
+    void        failed(const std::string & reason);
+    std::string take_failure();
     // Something the user should hear of, each sentence once. take_messages() hands over the new ones.
     void        say_once(const std::string & sentence);
     std::string take_messages();
@@ -100,6 +110,7 @@ struct hot_model {
     mutable std::mutex                      registering_;
     std::vector<std::unique_ptr<moe_layer>> layers_;  // by index, null for a dense layer
 
+    void        leave_device(const moe_layer & layer);
     moe_layer & layer_to_fill(int index);  // made if there is none
 
     std::mutex                uploading_;  // one placement at a time
@@ -107,6 +118,7 @@ struct hot_model {
 
     std::mutex               talking_;  // guards what follows
     std::vector<std::string> messages_;
+    std::string              failure_;
     size_t                   n_taken_ = 0;
     std::atomic<bool>        tracing_{ false };
     FILE *                   trace_ = nullptr;

@@ -39,6 +39,44 @@ void divide_by_residency(const moe_layer & layer, const ggml_tensor * ids, pair_
     }
 }
 
+void all_cold(const ggml_tensor * ids, pair_list & hot, pair_list & cold) {
+    const int64_t n_used   = ids->ne[0];
+    const int64_t n_tokens = ids->ne[1];
+    const size_t  capacity = std::max(n_used * n_tokens, SMALL_PAIRS);
+    hot.reset(capacity);
+    cold.reset(capacity);
+    for (int64_t t = 0; t < n_tokens; t++) {
+        for (int64_t u = 0; u < n_used; u++) {
+            cold.add(t, expert_at(ids, u, t), t * n_used + u);
+        }
+    }
+}
+
+void group_pairs(const std::vector<int32_t> & experts, int64_t n_experts, std::vector<int32_t> & by_expert,
+                 std::vector<int64_t> & first_pair, pair_list & pairs, pair_list & spare) {
+    first_pair.assign(experts.size() + 1, 0);
+    by_expert.assign(n_experts, 0);
+    for (size_t i = 0; i < experts.size(); i++) {
+        by_expert[experts[i]] = int32_t(i);
+    }
+    for (int64_t i = 0; i < pairs.n; i++) {
+        first_pair[by_expert[pairs.experts[i]] + 1]++;
+    }
+    for (size_t i = 0; i < experts.size(); i++) {
+        first_pair[i + 1] += first_pair[i];
+    }
+    std::vector<int64_t> next(first_pair.begin(), first_pair.end() - 1);
+    spare.reset(pairs.tokens.size());
+    for (int64_t i = 0; i < pairs.n; i++) {
+        const int64_t at  = next[by_expert[pairs.experts[i]]]++;
+        spare.tokens[at]  = pairs.tokens[i];
+        spare.experts[at] = pairs.experts[i];
+        spare.rows[at]    = pairs.rows[i];
+    }
+    spare.n = pairs.n;
+    std::swap(pairs, spare);
+}
+
 bool loads_of(const pair_list & pairs, int64_t n_experts, std::vector<int32_t> & by_expert, std::vector<expert_load> & loads) {
     by_expert.assign(n_experts, 0);
     loads.clear();

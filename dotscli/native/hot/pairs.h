@@ -40,6 +40,15 @@ struct stream_wave {
 // Who is resident is hot. Ids that no expert has are cold: ggml has something to say about them.
 void divide_by_residency(const moe_layer & layer, const ggml_tensor * ids, pair_list & hot, pair_list & cold);
 
+// Every pair is cold.
+void all_cold(const ggml_tensor * ids, pair_list & hot, pair_list & cold);
+
+// Puts pairs in the order of these experts, which are all that they have.
+//   first_pair: of each expert, and the end
+//   by_expert, spare: for working with
+void group_pairs(const std::vector<int32_t> & experts, int64_t n_experts, std::vector<int32_t> & by_expert,
+                 std::vector<int64_t> & first_pair, pair_list & pairs, pair_list & spare);
+
 // How many pairs each expert has, those with most first. False if an id is no expert's.
 //   by_expert: [n_experts], for counting
 bool loads_of(const pair_list & pairs, int64_t n_experts, std::vector<int32_t> & by_expert, std::vector<expert_load> & loads);

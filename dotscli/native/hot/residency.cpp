@@ -19,6 +19,15 @@ static std::string no_experts(int index) {
     return "layer " + std::to_string(index) + " has no routed experts here";
 }
 
+// Its experts are needed in main memory again.
+void hot_model::leave_device(const moe_layer & layer) {
+    for (int32_t expert : layer.expert_in) {
+        if (layer.tiered && expert >= 0) {
+            tier->set_on_device(layer.index, expert, false);
+        }
+    }
+}
+
 std::string hot_model::reserve(int index, int n_slots) {
     moe_layer * found = layer(index);
     if (found == nullptr) {
@@ -35,6 +44,7 @@ std::string hot_model::reserve(int index, int n_slots) {
         return std::to_string(n_slots) + " slots for " + std::to_string(found->n_experts) + " experts";
     }
     std::unique_lock<std::shared_mutex> lock(found->residency);
+    leave_device(*found);
     found->drop_slots();
     if (n_slots == 0) {
         return "";
@@ -78,10 +88,16 @@ std::string hot_model::place(int index, int slot, int expert) {
             found->slot_of[before] = -1;
             found->expert_in[slot] = -1;
             found->n_resident--;
+            if (found->tiered) {
+                tier->set_on_device(index, before, false);
+            }
         }
     }
     if (expert < 0) {
         return "";
+    }
+    if (found->tiered && !tier->take_whole(index, expert, [] { return false; })) {
+        return "expert " + std::to_string(expert) + " can't be read: " + tier->take_problem();
     }
     if (uploader_ == nullptr) {
         uploader_ = std::make_unique<uploader>(device);
@@ -91,6 +107,10 @@ std::string hot_model::place(int index, int slot, int expert) {
         const upload_times::mark busy(uploading);
         uploader_->copy(found->host, found->slab, expert, slot);
         uploader_->wait();
+    }
+    if (found->tiered) {
+        tier->set_on_device(index, expert, true);
+        tier->release(index, expert);
     }
     {
         std::unique_lock<std::shared_mutex> lock(found->residency);

@@ -14,23 +14,33 @@ static void point_at_rows(ggml_tensor * leaf, const char * data, size_t stride) 
     leaf->nb[3] = leaf->nb[2] * leaf->ne[2];
 }
 
-int hot_context::run_cold(chain & c, const layer_run & run) {
-    char * dst = static_cast<char *>(run.dst->data);
+// The chain is about the CPU's pairs from `first` on.
+void hot_context::point_cold(chain & c, const layer_run & run, int64_t first) {
     point_at_rows(c.x, run.x_data, run.x_stride);
-    c.ids->data = cold_.experts.data();
+    c.ids->data = cold_.experts.data() + first;
     if (c.tokens != nullptr) {
-        c.tokens->data = cold_.tokens.data();
+        c.tokens->data = cold_.tokens.data() + first;
     }
     if (c.dst != nullptr) {
-        c.rows->data   = cold_.rows.data();
-        c.dst->data    = dst;
-        c.result->data = dst;
+        c.rows->data   = cold_.rows.data() + first;
+        c.dst->data    = run.dst->data;
+        c.result->data = run.dst->data;
     }
+}
+
+// Rows that the chain hasn't put in their place by itself.
+void hot_context::keep_cold(const chain & c, const layer_run & run, int64_t first, int64_t n) {
+    char * dst = static_cast<char *>(run.dst->data);
+    for (int64_t i = 0; i < n && c.dst == nullptr; i++) {
+        memcpy(dst + cold_.rows[first + i] * run.row, static_cast<const char *>(c.down->data) + i * run.row, run.row);
+    }
+}
+
+int hot_context::run_cold(chain & c, const layer_run & run) {
+    point_cold(c, run, 0);
     const int status = forward(c.graph);
-    if (status == STATUS_SUCCESS && c.dst == nullptr) {
-        for (int64_t i = 0; i < cold_.n; i++) {
-            memcpy(dst + cold_.rows[i] * run.row, static_cast<const char *>(c.down->data) + i * run.row, run.row);
-        }
+    if (status == STATUS_SUCCESS) {
+        keep_cold(c, run, 0, cold_.n);
     }
     return status;
 }
@@ -57,14 +67,17 @@ int hot_context::scatter(const layer_run & run) {
     return forward(graph);
 }
 
-int hot_context::on_the_cpu(const layer_run & run) {
+int hot_context::on_the_cpu(layer_run & run) {
+    if (run.layer.tiered) {
+        return on_the_cpu_tiered(run);
+    }
     const int status = forward(run.graph);
     (run.n_tokens <= DECODE_TOKENS ? run.model->counters.decode_misses : run.model->counters.prefill_misses) += run.n_pairs;
     run.model->counters.cpu_ns += now_ns() - run.start;
     return status;
 }
 
-int hot_context::without_memory(const layer_run & run) {
+int hot_context::without_memory(layer_run & run) {
     if (run.bulk) {
         run.model->say_once("prompts of this length run on the CPU: no memory left to compute them in");
     } else {

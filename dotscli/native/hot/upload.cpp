@@ -46,8 +46,8 @@ void uploader::copy(ggml_tensor * const host[N_PARTS], const expert_slab & slab,
         began_ = now_ns();
     }
     for (int part = 0; part < N_PARTS; part++) {
-        const size_t nbytes = host[part]->nb[2];
-        const char * source = static_cast<const char *>(host[part]->data) + expert * nbytes;
+        const size_t nbytes = part_nbytes(host[part]);
+        const char * source = static_cast<const char *>(host[part]->data) + expert * host[part]->nb[2];
         if (way() == WAY_STAGED) {
             stage(slab.weights[part], source, slot * nbytes, nbytes);
         } else {

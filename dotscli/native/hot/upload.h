@@ -6,7 +6,7 @@
 // driver, so both are timed now and then. Where there is no pinned memory, all goes directly.
 #pragma once
 
-#include "hot/slab.h"
+#include "hot/layer.h"
 
 namespace hot {
 

@@ -29,16 +29,27 @@ bool expert_stream::prepare(const moe_layer & layer, int shape) {
     return true;
 }
 
-void expert_stream::upload(const moe_layer & layer, const expert_slab & slab, const std::vector<expert_load> & streamed,
+bool expert_stream::upload(const moe_layer & layer, const expert_slab & slab, const std::vector<expert_load> & streamed,
                            const stream_wave & wave, hot_model & model) {
+    const auto   never    = [] { return false; };
+    const size_t n_wanted = layer.tiered ? wave.n_experts : 0;
+    size_t       n_taken  = 0;
+    const auto   expert   = [&](size_t i) { return streamed[wave.first_expert + i].expert; };
+    while (n_taken < n_wanted && model.tier->take_whole(layer.index, expert(n_taken), never)) {
+        n_taken++;
+    }
     const upload_times::mark busy(model.uploading);
     if (uploader_.way() == WAY_DIRECT) {
         model.counters.direct_nbytes += wave.n_experts * layer.expert_nbytes();
     }
-    for (size_t slot = 0; slot < wave.n_experts; slot++) {
-        uploader_.copy(layer.host, slab, streamed[wave.first_expert + slot].expert, slot);
+    for (size_t slot = 0; slot < wave.n_experts && n_taken == n_wanted; slot++) {
+        uploader_.copy(layer.host, slab, expert(slot), slot);
     }
     uploader_.wait();
+    for (size_t i = 0; i < n_taken; i++) {
+        model.tier->release(layer.index, expert(i));
+    }
+    return n_taken == n_wanted;
 }
 
 bool expert_stream::run(const moe_layer & layer, int shape, const std::vector<expert_load> & streamed,
@@ -48,7 +59,9 @@ bool expert_stream::run(const moe_layer & layer, int shape, const std::vector<ex
     const size_t  expert_nbytes = layer.expert_nbytes();
     two_slabs &   slabs         = *slabs_.at(shape);
     const uint64_t began        = now_ns();
-    upload(layer, slabs.slab[0], streamed, waves[0], model);
+    if (!upload(layer, slabs.slab[0], streamed, waves[0], model)) {
+        return false;
+    }
     model.costs.uploaded(waves[0].n_experts * expert_nbytes, (now_ns() - began) / 1e9);
 
     for (size_t i = 0; i < waves.size(); i++) {
@@ -58,7 +71,9 @@ bool expert_stream::run(const moe_layer & layer, int shape, const std::vector<ex
             return false;
         }
         if (i + 1 < waves.size()) {
-            upload(layer, slabs.slab[(i + 1) % 2], streamed, waves[i + 1], model);
+            if (!upload(layer, slabs.slab[(i + 1) % 2], streamed, waves[i + 1], model)) {
+                return false;
+            }
             continue;
         }
         finish();

@@ -41,7 +41,8 @@ class expert_stream {
     uploader                                            uploader_;
     std::unordered_map<int, std::unique_ptr<two_slabs>> slabs_;  // by the layer's shape
 
-    void upload(const moe_layer & layer, const expert_slab & slab, const std::vector<expert_load> & streamed, const stream_wave & wave,
+    // False: an expert can't be read.
+    bool upload(const moe_layer & layer, const expert_slab & slab, const std::vector<expert_load> & streamed, const stream_wave & wave,
                 hot_model & model);
 };
 
