@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -225,3 +226,16 @@ def test_any_schema_gives_a_grammar_or_an_error(schema: dict[str, object]) -> No
         assert "root ::=" in json_schema_grammar(json.dumps(schema))
     except DotsError as error:
         assert error.message
+
+
+def test_a_grammar_that_is_slow_at_every_token_has_one_budget_for_all(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # no token takes the time that one token may take, and all of them together would take minutes
+    rules = "".join(f"r{n} ::= r{n + 1}*\n" for n in range(1500))
+    monkeypatch.setattr(grammars, "MAX_SECONDS", 2.0)
+    sampling = Sampling(grammar=f"root ::= r0\n{rules}r1500 ::= [a-z]", seed=1)
+    began = perf_counter()
+    with pytest.raises(DotsError, match="the grammar can't be used: "):
+        run(engine, sampling=sampling, n_predict=200)
+    assert perf_counter() - began < 15

@@ -202,6 +202,10 @@ def test_nothing_of_the_users_is_overwritten(tiny_checkpoint: Path, tmp_path: Pa
             '"power": [1]}]}',
             "2 errors and 1 powers",
         ),
+        (
+            '{"format": 1, "tensors": [{"name": "' + "a" * 5000 + '", "type": "F32", "bytes": 4}]}',
+            "the name of a tensor has 5000 characters",
+        ),
     ],
     ids=lambda text: text[:60],
 )

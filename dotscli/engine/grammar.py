@@ -15,6 +15,7 @@ import itertools
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from dotscli.errors import DotsError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 MAX_SECONDS = 3.0  # for one check, one schema or one token; usual are milliseconds
+TOKEN_SECONDS = 0.1  # for every further token of an answer, on top of what is left of these 3 s
 VOCABULARY_SECONDS = 60.0  # to read it from a slow disk
 MAX_NBYTES = 1 << 30  # of the child; a vocabulary of 152,064 tokens takes a tenth
 MAX_TEXT = 1 << 22  # characters of a grammar or schema that are looked at
@@ -116,8 +118,8 @@ class Grammar:
         self._chosen: list[int] = []
         path = str(model.absolute())
         _ask("the grammar", VOCABULARY_SECONDS, do="vocabulary", model=path)
-        _ask(
-            "the grammar", MAX_SECONDS,
+        self._left_s = MAX_SECONDS
+        self._ask_in_time(
             do="open", number=self._number, text=text, model=path, refused=list(refused),
             closed=[_closed.popleft() for _ in range(len(_closed))],
         )  # fmt: skip
@@ -132,7 +134,8 @@ class Grammar:
         """
         question = {"do": "take", "number": self._number, "token": token, "chosen": self._chosen}
         self._chosen = []
-        answer = _ask("the grammar", MAX_SECONDS, **question)
+        self._left_s = min(MAX_SECONDS, self._left_s + TOKEN_SECONDS)
+        answer = self._ask_in_time(**question)
         if answer is None:
             return None
         import numpy as np
@@ -140,6 +143,14 @@ class Grammar:
         bits = base64.b64decode(answer)
         n_vocab = int.from_bytes(bits[:4], "little")
         return np.unpackbits(np.frombuffer(bits[4:], np.uint8), count=n_vocab).astype(bool)
+
+    def _ask_in_time(self, **question: Any) -> Any:
+        """One grammar may not spend its 3 s at every token."""
+        began = perf_counter()
+        try:
+            return _ask("the grammar", max(TOKEN_SECONDS, self._left_s), **question)
+        finally:
+            self._left_s -= perf_counter() - began
 
     def chosen(self, token: int) -> None:
         """Makes an allowed token part of the answer. The child hears of it with the next one."""

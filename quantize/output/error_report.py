@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_file import MAX_NAME
 from dotscli.models.json_file import read_object
 from dotscli.models.metadata import KeyValue
 from dotscli.quantize.output.part_file import check_place
@@ -161,6 +162,8 @@ def _read(path: Path, tensor: object) -> TensorErrors:
     name, kind, nbytes = tensor.get("name"), tensor.get("type"), tensor.get("bytes")
     if not isinstance(name, str) or not isinstance(kind, str) or type(nbytes) is not int:
         raise DotsError(f"{path}: a tensor has no name, type or bytes")
+    if max(len(name), len(kind)) > MAX_NAME:
+        raise DotsError(f"{path}: the name of a tensor has {len(name)} characters")
     error, power = tensor.get("error"), tensor.get("power")
     errors, powers = _numbers(path, name, error), _numbers(path, name, power)
     if len(errors) != len(powers):

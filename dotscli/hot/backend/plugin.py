@@ -109,7 +109,7 @@ class HotModel:
 
     def _found_layers(self) -> ctypes.Array[library.Layer]:
         n_layers = self._library.dots_hot_layers(self._number, None, 0)
-        found = (library.Layer * n_layers)()
+        found: ctypes.Array[library.Layer] = (library.Layer * n_layers)()
         self._library.dots_hot_layers(self._number, found, n_layers)
         return found
 
