@@ -2,6 +2,9 @@
 
     python -m bench.full_size model                      # the real shapes, 77.5 GiB: XFS, root
     python -m bench.full_size model --preset tier -o FILE.gguf     # 3.6 GB of random blocks
+    python -m bench.full_size holes -o FILE.gguf         # header and hole: no disk, any system
+    python -m bench.full_size checkpoint                 # 266 GiB of bf16 in 67 shards: XFS, root
+    python -m bench.full_size pass                       # quantize, kill, resume, verify: 1,300 s
     python -m bench.full_size clean                      # unmount and remove everything
 
 Everything lies in --at, file systems in sparse files among it, until `clean` removes it.
@@ -17,13 +20,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.full_size import shapes, volume
+from bench.full_size.checkpoint import write_checkpoint
+from bench.full_size.holes import write_holes
 from bench.full_size.model import write_model
+from bench.full_size.passes import run_passes
 from bench.full_size.reflink import occupied
 from bench.gpu.model import Routing
 from bench.lib.checkpoint import Shape
 from bench.lib.reference import cache_folder
 from dotscli.options.sizes import parse_size
 
+CHECKPOINT = "dots.llm1.inst"
 AT = Path(tempfile.gettempdir()) / "dots-full-size"
 
 
@@ -37,6 +44,12 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=cache_folder(), help="of the tokenizer")
     steps = parser.add_subparsers(required=True, metavar="STEP")
     _model_arguments(steps.add_parser("model", help="a GGUF that computes, of random blocks"))
+    _holes_arguments(steps.add_parser("holes", help="a GGUF of a header and a hole"))
+    checkpoint = steps.add_parser("checkpoint", help="the published layout, shards that share")
+    checkpoint.add_argument("--layers", type=int, default=62)
+    checkpoint.set_defaults(run=_checkpoint)
+    passes = steps.add_parser("pass", help="quantize, kill, resume, verify, inspect, plan")
+    passes.set_defaults(run=_pass)
     clean = steps.add_parser("clean", help="unmount and remove everything in --at")
     clean.set_defaults(run=_clean)
     options = parser.parse_args()
@@ -55,6 +68,39 @@ def _model_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skew", type=float, default=0.5, help="0: all experts as popular")
     parser.add_argument("--topic", type=float, default=0.5, help="0 to 1: what tokens share")
     parser.set_defaults(run=_model)
+
+
+def _holes_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--out", type=Path, help="default: holes.gguf in --at")
+    parser.add_argument("--type", default="q4", help="as of dots quantize (default: %(default)s)")
+    parser.add_argument("--layers", type=int, default=62)
+    parser.set_defaults(run=_holes)
+
+
+def _holes(options: argparse.Namespace) -> None:
+    shape = replace(shapes.PRESETS["real"], layers=options.layers)
+    made = shapes.stand_in(shape, options.type, options.cache)
+    out = options.out or options.at / "holes.gguf"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_holes(out, made)
+    _said(out, "a hole")
+
+
+def _checkpoint(options: argparse.Namespace) -> None:
+    began = time.monotonic()
+    shape = replace(shapes.PRESETS["real"], layers=options.layers)
+    volumes = volume.Volume(options.at, "xfs").mount()
+    folder = volumes / CHECKPOINT
+    nbytes = write_checkpoint(folder, shape, options.cache)
+    files = len(list(folder.glob("*.safetensors")))
+    print(
+        f"{folder}: {nbytes:,} bytes of weights in {files} shards; {_used(volumes)} used on the "
+        f"volume, {time.monotonic() - began:.0f} s"
+    )
+
+
+def _pass(options: argparse.Namespace) -> None:
+    run_passes(options.at, volume.Volume(options.at, "xfs").mount() / CHECKPOINT)
 
 
 def _model(options: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Quantized blocks out of a random generator: every code is possible, every scale finite.
 
 Nothing is quantized, so gigabytes take seconds, and no two blocks are alike. The scales are set so
-that the weights have the spread asked for and no mean.
+that the weights have the spread asked for and next to no mean.
 """
 
 from __future__ import annotations
