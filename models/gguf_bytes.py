@@ -88,11 +88,11 @@ class ByteReader:
         self.size = len(data) if size is None else size
         self.position = 0
 
-    def bad(self, what: str) -> DotsError:
+    def bad(self, what: str, hint: str = "") -> DotsError:
         """An error that names file and byte."""
         return DotsError(
             f"{self.path}: {what} (at byte {self.position})",
-            hint="the file is damaged or not a GGUF; download or quantize it again",
+            hint=hint or "the file is damaged or not a GGUF; download or quantize it again",
         )
 
     def take(self, nbytes: int, what: str) -> bytes:

@@ -35,6 +35,10 @@ MAX_SHARDS = 999
 MAX_HEADER_NBYTES = 64 << 20
 _USUAL_NBYTES = 8 << 20  # what the header of dots.llm1 takes, a vocabulary of 152,064 tokens in it
 DEFAULT_ALIGNMENT = 32
+_OTHER_TOOLS = (
+    "llama-quantize and llama-gguf-split ignore general.alignment, which is {} here; "
+    "dots quantize can do what they do"
+)
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -239,7 +243,8 @@ def _read_tensors(reader: ByteReader, count: int, alignment: int) -> Iterator[Gg
         tensor = _read_tensor(reader, name)
         # llama.cpp wants them back to back, which also means that they cannot overlap
         if tensor.offset != offset:
-            raise reader.bad(f"{name} has the offset {tensor.offset}, expected {offset}")
+            hint = _OTHER_TOOLS.format(alignment) if alignment != DEFAULT_ALIGNMENT else ""
+            raise reader.bad(f"{name} has the offset {tensor.offset}, expected {offset}", hint)
         offset += -(-tensor.nbytes // alignment) * alignment
         yield tensor
 

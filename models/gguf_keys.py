@@ -11,7 +11,7 @@ from dotscli.models.gguf_file import GgufFile
 from dotscli.models.gguf_type import STRING, VALUE_NAMES
 from dotscli.models.metadata import KeyValue
 
-# general.alignment: the file made has GGUF's default.
+# general.alignment: that of the file made is its writer's.
 _NOT_KEPT = ("split.", "general.alignment", "quantize.imatrix.", "dots.checksum.")
 
 

@@ -6,7 +6,8 @@ The input is a GGUF on disk; `read_tensors` gives the tensors of any GGUF by nam
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +21,14 @@ def quantize(
     threads: int = 2,
     importance: Mapping[str, np.ndarray] | None = None,
     overrides: Sequence[tuple[str, int]] = (),
+    any_alignment: bool = False,
 ) -> None:
     """llama_model_quantize of source into out.
 
+    It copies general.alignment and pads to 32 bytes all the same, so it gets a source without.
+
     Args:
+        any_alignment: give it the source as it is.
         file_type: llama_ftype.
         importance: GGUF tensor name -> float32 (experts, columns), already divided by the counts.
         overrides: (regex, ggml_type), the first that matches wins.
@@ -50,11 +55,38 @@ def quantize(
             pattern.pattern = regex.encode()
             pattern.type = kind
         params.tt_overrides = ctypes.cast(patterns, type(params.tt_overrides))
-    _quiet(llama_cpp)
-    status = llama_cpp.llama_model_quantize(
-        str(source).encode(), str(out).encode(), ctypes.byref(params)
-    )
+    plain = out.with_name(f"{out.stem}-source.gguf")
+    if any_alignment:
+        plain.symlink_to(source)
+    else:
+        with_default_alignment(source, plain)
+    with _quiet():
+        status = llama_cpp.llama_model_quantize(
+            str(plain).encode(), str(out).encode(), ctypes.byref(params)
+        )
+    plain.unlink()
     assert status == 0, f"llama_model_quantize returned {status}"
+
+
+def with_default_alignment(source: Path, out: Path) -> Path:
+    """The same model as the package gguf writes it: general.alignment left out. Returns out."""
+    import gguf
+
+    reader = gguf.GGUFReader(source)
+    architecture = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(out, architecture)
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key in ("general.architecture", "general.alignment"):
+            continue
+        element = field.types[-1] if len(field.types) > 1 else None
+        writer.add_key_value(key, field.contents(), field.types[0], element)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
 
 
 def read_tensors(path: Path) -> dict[str, tuple[str, bytes]]:
@@ -77,12 +109,16 @@ def read_keys(path: Path) -> dict[str, object]:
     }
 
 
-_silent = None
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """llama.cpp says nothing meanwhile; whoever listened before does so again."""
+    import llama_cpp
 
-
-def _quiet(llama_cpp: object) -> None:
-    global _silent  # noqa: PLW0603  # the callback must live as long as the library
-    if _silent is None:
-        kind = llama_cpp.llama_log_callback  # type: ignore[attr-defined]
-        _silent = kind(lambda level, text, data: None)
-        llama_cpp.llama_log_set(_silent, None)  # type: ignore[attr-defined]
+    silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    before, data = llama_cpp.llama_log_callback(), ctypes.c_void_p()
+    llama_cpp.llama_log_get(ctypes.byref(before), ctypes.byref(data))
+    llama_cpp.llama_log_set(silent, None)
+    try:
+        yield
+    finally:
+        llama_cpp.llama_log_set(before, data)

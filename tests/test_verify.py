@@ -13,7 +13,7 @@ import pytest
 
 from dotscli.engine import Engine, EngineOptions
 from dotscli.errors import DotsError
-from dotscli.models.gguf_file import read_gguf
+from dotscli.models.gguf_file import read_gguf, read_one
 from dotscli.quantize import quantize_checkpoint
 from dotscli.quantize.output.checksums import KEY, checksum
 from dotscli.quantize.types import TYPES
@@ -247,7 +247,8 @@ def test_damage_in_a_split_model(split: Path, tiny_checkpoint: Path, tmp_path: P
     first, last = sorted(folder.iterdir())[:: len(list(folder.iterdir())) - 1]
     assert damage(first) == []
     assert dots("verify", first, "--against", tiny_checkpoint).exit_status == 0
-    flip(last, last.stat().st_size - 100)
+    shard = read_one(last)
+    flip(last, shard.data_offset + shard.tensors[-1].offset + 100)
     assert [d.tensor for d in damage(first)] == ["output.weight"]
 
 

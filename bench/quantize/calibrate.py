@@ -48,6 +48,7 @@ from dotscli.engine import Engine, EngineOptions
 from dotscli.engine.collect import Collector
 from dotscli.engine.lib import llama
 from dotscli.quantize.imatrix.file import read_imatrix
+from tests.reference import with_default_alignment
 
 CHUNK = 512
 MOST = 1.5  # what collecting may cost, in evaluations without it
@@ -137,11 +138,12 @@ def use(text: Path, where: Reference, work: Path, out: Transcript) -> bool:
     bf16, imatrix = work / "bf16.gguf", work / "nano.imatrix.gguf"
     run([*dots(), "quantize", NANO, "-o", bf16, "--type", "bf16"], env=dots_env())
     run([*dots(), "calibrate", bf16, "-f", text, "-o", imatrix, "--chunks", "8"], env=dots_env())
+    plain = with_default_alignment(bf16, work / "nano.plain.gguf")  # llama-quantize wants that
     good = True
     for kind in ("q4_k_m", "iq4_xs"):
         theirs, ours = work / f"{kind}.theirs.gguf", work / f"{kind}.ours.gguf"
         quantize = where.tool("llama-quantize")
-        run([quantize, "--imatrix", imatrix, bf16, theirs, kind.upper(), "2"])
+        run([quantize, "--imatrix", imatrix, plain, theirs, kind.upper(), "2"])
         options = ["--type", kind, "--imatrix", imatrix, "--no-blend"]
         run([*dots(), "quantize", NANO, "-o", ours, *options], env=dots_env())
         lines = compare_tensors(GGUFReader(ours), GGUFReader(theirs))

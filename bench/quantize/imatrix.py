@@ -4,11 +4,11 @@
 against
     llama-quantize --imatrix IMATRIX --tensor-type-file TYPES BF16.gguf OUT Q4_K_M
 
-llama-quantize starts from a bf16 GGUF that is made beforehand and is not counted; TYPES gives it
-the type that `q4` has for every tensor. Both run in turn with the same threads, the page cache warm
-for both, and afterwards every tensor of both files is compared. The importance matrix is made up:
-a log-normal weight for every column of every expert, which costs the quantizers what a measured one
-does.
+llama-quantize starts from a bf16 GGUF that is made beforehand and is not counted, with GGUF's
+default alignment, since it ignores any other; TYPES gives it the type that `q4` has for every
+tensor. Both run in turn with the same threads, the page cache warm for both, and afterwards every
+tensor of both files is compared. The importance matrix is made up: a log-normal weight for every
+column of every expert, which costs the quantizers what a measured one does.
 
     python -m bench.quantize.imatrix          # writes docs/bench/quantize-imatrix.md
 
@@ -44,6 +44,7 @@ from bench.lib.measure import (
 )
 from bench.lib.passes import HEADER, MB, dots_quantize, folder_bytes, row
 from bench.lib.reference import cache_folder, reference
+from tests.reference import with_default_alignment
 
 N_TOKENS = 1000  # that every expert is said to have seen
 
@@ -120,7 +121,9 @@ def main() -> None:
         tensors = planned(checkpoint, imatrix)
         lines = [f"^{t['name']}$={t['type']}".replace(".", r"\.").lower() for t in tensors]
         types.write_text("\n".join(lines) + "\n")
-        dots_quantize(checkpoint, source, "bf16", options.threads)
+        dots_quantize(checkpoint, work / "aligned.gguf", "bf16", options.threads)
+        with_default_alignment(work / "aligned.gguf", source)
+        (work / "aligned.gguf").unlink()
         warm([*checkpoint.iterdir(), source])
         load = wait_until_quiet(0.1, options.patience)
         results = alternate(

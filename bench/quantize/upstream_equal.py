@@ -33,6 +33,7 @@ SHAPES = ("mini", "odd", "ragged")
 EXPECTED = {
     "tokenizer.ggml.bos_token_id": "the model has none; llama.cpp would take 11, a comma here",
     "tokenizer.ggml.eot_token_id": "<|endofresponse|> ends a reply, whatever eos is",
+    "general.alignment": "4096, so that experts start on a page",
     "dots.checksum.blake2b": "one checksum per tensor, for `dots verify`",
 }
 

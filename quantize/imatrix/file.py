@@ -21,7 +21,14 @@ from numpy.typing import NDArray
 
 from dotscli.errors import DotsError
 from dotscli.models.gguf_bytes import ByteReader, GgufArray, shown
-from dotscli.models.gguf_file import MAX_NAME, MAX_TENSORS, GgufFile, GgufTensor, read_gguf
+from dotscli.models.gguf_file import (
+    DEFAULT_ALIGNMENT,
+    MAX_NAME,
+    MAX_TENSORS,
+    GgufFile,
+    GgufTensor,
+    read_gguf,
+)
 from dotscli.models.gguf_type import INT32, SCALARS
 from dotscli.models.metadata import KeyValue
 from dotscli.models.regular_file import check_regular
@@ -111,13 +118,13 @@ def write_imatrix(path: Path, content: ImatrixFile, more_keys: Sequence[KeyValue
             infos.append(tensor_info(name + suffix, sizes, F32.id, offset))
             raw = np.ascontiguousarray(values, "<f4")
             data.append(raw)
-            offset += aligned(raw.nbytes)
+            offset += aligned(raw.nbytes, DEFAULT_ALIGNMENT)
     write_whole(path, [header(keys, infos), *(_padded(raw) for raw in data)])
 
 
 def _padded(values: Floats) -> bytes:
     raw = values.tobytes()
-    return raw + bytes(aligned(len(raw)) - len(raw))
+    return raw + bytes(aligned(len(raw), DEFAULT_ALIGNMENT) - len(raw))
 
 
 def _read_gguf_form(path: Path) -> ImatrixFile:

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.output.gguf_header import gguf_header, tensor_infos
+from dotscli.quantize.output.gguf_header import gguf_header, tensor_infos, unpadded_nbytes
 from dotscli.quantize.plan import TensorPlan
 
 KEY = "dots.checksum.blake2b"
@@ -47,6 +47,11 @@ def checked_header(
     if len(values) != count:
         raise ValueError(f"{len(values)} checksums, expected {count}")
     return gguf_header((*keys, _key(values)), tensors)
+
+
+def unpadded_checked_nbytes(keys: Sequence[KeyValue]) -> int:
+    """Bytes of a header with checksums, as yet without tensors and without padding."""
+    return unpadded_nbytes((*keys, _key([0] * N_HEADER)))
 
 
 def _key(values: Sequence[int]) -> KeyValue:

@@ -13,34 +13,54 @@ from collections.abc import Sequence
 from gguf import GGUF_MAGIC, GGUF_VERSION, GGUFValueType
 
 from dotscli.errors import DotsError
+from dotscli.models.gguf_file import DEFAULT_ALIGNMENT
 from dotscli.models.gguf_type import SCALARS, VALUE_NAMES
 from dotscli.models.json_file import shown
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.plan import TensorPlan, aligned
+from dotscli.quantize.plan import ALIGNMENT, TensorPlan, aligned
 
 # kind of a KeyValue -> its type in the file, and how its bytes lie there
 _SCALARS = {
     VALUE_NAMES[number]: (GGUFValueType(number), layout) for number, layout in SCALARS.items()
 }
+_ALIGNMENT = KeyValue("general.alignment", "u32", ALIGNMENT)
 
 
 def gguf_header(keys: Sequence[KeyValue], tensors: Sequence[TensorPlan]) -> bytes:
-    """The bytes before the data section, padded so that it starts aligned.
+    """The bytes before the data section of a model, padded to where that starts.
+
+    Args:
+        keys: without the alignment, which is added: tensors lie as a plan has them.
 
     Raises:
         DotsError: a value that its type can't hold.
     """
-    return header(keys, [_info(tensor) for tensor in tensors])
+    return header((*keys, _ALIGNMENT), [_info(tensor) for tensor in tensors], ALIGNMENT)
 
 
-def header(keys: Sequence[KeyValue], infos: Sequence[bytes]) -> bytes:
-    """The same, from lines that `tensor_info` has made."""
+def header(
+    keys: Sequence[KeyValue], infos: Sequence[bytes], alignment: int = DEFAULT_ALIGNMENT
+) -> bytes:
+    """The same of any GGUF, from lines that `tensor_info` has made.
+
+    Args:
+        alignment: what `keys` say, or the default if they say nothing.
+    """
+    raw = _unpadded(keys, infos)
+    return raw + bytes(aligned(len(raw), alignment) - len(raw))
+
+
+def unpadded_nbytes(keys: Sequence[KeyValue]) -> int:
+    """The length of `gguf_header` as it is before the first tensor's line and without padding."""
+    return len(_unpadded((*keys, _ALIGNMENT), ()))
+
+
+def _unpadded(keys: Sequence[KeyValue], infos: Sequence[bytes]) -> bytes:
     parts = [struct.pack("<IIQQ", GGUF_MAGIC, GGUF_VERSION, len(infos), len(keys))]
     for key in keys:
         parts.append(_string(key.key))
         parts.append(_value(key))
-    unpadded = b"".join([*parts, *infos])
-    return unpadded + bytes(aligned(len(unpadded)) - len(unpadded))
+    return b"".join([*parts, *infos])
 
 
 def tensor_infos(tensors: Sequence[TensorPlan]) -> bytes:

@@ -34,7 +34,7 @@ from dotscli.quantize.rows.error import ErrorAndPower
 SYNC_S = 1.0
 SYNC_SHARE = 20.0
 MAX_SYNC_S = 30.0
-_FORMAT = 1
+_FORMAT = 2  # 1: tensors started at multiples of 32 bytes
 _NAMING = "naming"
 
 

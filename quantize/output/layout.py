@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dotscli.errors import DotsError
 from dotscli.models.metadata import KeyValue
-from dotscli.quantize.output.checksums import checked_header
+from dotscli.quantize.output.checksums import checked_header, unpadded_checked_nbytes
 from dotscli.quantize.output.gguf_header import tensor_infos
 from dotscli.quantize.plan import Plan, TensorPlan, aligned
 
@@ -26,7 +26,7 @@ class FileLayout:
 
     Attributes:
         path: its final name.
-        keys: its metadata, without checksums.
+        keys: its metadata, without alignment and checksums.
         first: index in the plan of its first tensor.
         tensors: those it holds, with offsets in its own data section.
         header_nbytes: where that starts.
@@ -104,19 +104,19 @@ def _groups(
 ) -> list[tuple[int, int]]:
     """(first, end) of each file's tensors: as many as fit, in order."""
     groups = []
-    first, used = 0, len(checked_header(first_keys, (), None))
-    later = len(checked_header(_split_keys(0, 0, 0), (), None))
+    first, data, header = 0, 0, unpadded_checked_nbytes(first_keys)
+    later = unpadded_checked_nbytes(_split_keys(0, 0, 0))
     for index, tensor in enumerate(tensors):
-        # Its bytes, its line in the header, its checksums.
-        needed = aligned(tensor.nbytes) + len(tensor_infos([tensor])) + 8 * tensor.spec.n_experts
-        if used + needed > max_nbytes and index > first:
+        nbytes = aligned(tensor.nbytes)
+        own = len(tensor_infos([tensor])) + 8 * tensor.spec.n_experts  # its line, its checksums
+        if aligned(header + own) + data + nbytes > max_nbytes and index > first:
             groups.append((first, index))
-            first, used = index, later
-        if used + needed > max_nbytes:
+            first, data, header = index, 0, later
+        data, header = data + nbytes, header + own
+        if aligned(header) + data > max_nbytes:
             raise DotsError(
                 f"--split-max-size of {max_nbytes} bytes is too small: the file with {tensor.name} "
-                f"needs {used + needed}",
-                hint=f"give at least {-(-(used + needed) // 1024)}K",
+                f"needs {aligned(header) + data}",
+                hint=f"give at least {-(-(aligned(header) + data) // 1024)}K",
             )
-        used += needed
     return [*groups, (first, len(tensors))]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 STRING, ARRAY = 8, 9
-ALIGNMENT = 32
+DEFAULT_ALIGNMENT = 32
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,14 @@ def layout(data: bytes) -> Layout:
     """Walk the header of a valid GGUF v3."""
     found = Layout([(4, 4), (8, 8), (16, 8)], [], [], 0)
     n_tensors, n_keys = struct.unpack_from("<QQ", data, 8)
-    at = 24
+    at, alignment = 24, DEFAULT_ALIGNMENT
     for _ in range(n_keys):
         start = at
-        at = _text(data, at, found)
-        at = _value(data, at, found)
+        value = _text(data, at, found)
+        at = _value(data, value, found)
         found.entries.append((start, at))
+        if data[start + 8 : value] == b"general.alignment":
+            alignment = struct.unpack_from("<I", data, value + 4)[0]
     for _ in range(n_tensors):
         start = at
         at = _text(data, at, found)
@@ -50,7 +52,7 @@ def layout(data: bytes) -> Layout:
         found.numbers.extend([(at, 4), (at + 4, 8)])
         at += 12
         found.entries.append((start, at))
-    end = -(-at // ALIGNMENT) * ALIGNMENT
+    end = -(-at // alignment) * alignment
     return Layout(found.numbers, found.texts, found.entries, end)
 
 
