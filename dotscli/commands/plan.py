@@ -121,9 +121,9 @@ def _device(vram: int | None) -> tuple[str, int, list[str]]:
 def _ram(ram: int | None) -> int:
     if ram is not None:
         return ram
-    import psutil
+    from dotscli.engine.available import available_memory
 
-    return int(psutil.virtual_memory().available)
+    return available_memory().nbytes
 
 
 def _kv_type(kind: str) -> str:
