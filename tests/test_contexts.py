@@ -39,7 +39,8 @@ def test_advice_says_what_is_wrong(real: ModelCost) -> None:
     def said(gib: int, ram: int, kind: str, n_ctx: int = 8192) -> str:
         return " ".join(advice(place(real, Request(gib * GIB, ram * GIB, n_ctx, kind, kind))))
 
-    assert "short by" in said(0, 64, "q8_0")
+    assert "18.9 GiB of experts have no place in memory" in said(0, 64, "q8_0")
+    assert "can't be loaded" in said(0, 8, "q8_0")
     assert said(0, 128, "q8_0") == ""
     assert "fit on the device for only" in said(14, 128, "f16")
     assert "-ctk q8_0 -ctv q8_0" in said(14, 128, "f16")

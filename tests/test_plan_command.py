@@ -113,8 +113,10 @@ def test_what_a_plan_looks_like_on_200_columns(monkeypatch: pytest.MonkeyPatch) 
 
 def test_what_does_not_fit_is_said() -> None:
     said = dots("plan", REAL, "--vram", "0", "--ram", "64G")
-    assert "main memory is short by 22.4 GiB" in said.stdout
-    assert "|" in next(line for line in said.stdout.splitlines() if line.endswith("]"))
+    assert "22.4 GiB of experts have no place in memory" in said.stdout
+    none = dots("plan", REAL, "--vram", "0", "--ram", "12G")
+    assert "need 4.38 GiB more main memory than there is" in none.stdout
+    assert "|" in next(line for line in none.stdout.splitlines() if line.endswith("]"))
     small = dots("plan", REAL, "--vram", "8G", "--ram", "128G", *Q8)
     assert "fit on the device for only 35 of 62 layers" in small.stdout
 

@@ -10,6 +10,7 @@ import platform
 from typing import Any
 
 from dotscli import engine
+from dotscli.engine.available import available_memory
 from dotscli.errors import DotsError
 from dotscli.folders import cache_folder, config_path, heat_folder, models_folder, state_folder
 from dotscli.hot.backend import unavailable
@@ -20,8 +21,7 @@ from dotscli.terminal.text import format_bytes
 
 def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, Any]:
     """What is installed and which devices llama.cpp sees; what doesn't work joins `problems`."""
-    import psutil
-
+    memory = available_memory()
     facts: dict[str, Any] = {
         "versions": {
             "dots": importlib.metadata.version("dotscli"),
@@ -33,8 +33,9 @@ def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, An
         "caveats": [],
         "problems": [],
         "memory": {
-            "free_bytes": psutil.virtual_memory().available,
-            "total_bytes": psutil.virtual_memory().total,
+            "free_bytes": memory.nbytes,
+            "total_bytes": memory.total,
+            "limited_by": memory.limited_by,
         },
         "hot_backend": {"available": False, "reason": "llama.cpp doesn't work", "measured": []},
         "paths": {
@@ -109,10 +110,9 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     )
     memory = facts["memory"]
     terminal.write("\n")
-    terminal.paragraph(
-        f"{format_bytes(memory['free_bytes'])} free of {format_bytes(memory['total_bytes'])}",
-        "main memory  ",
-    )
+    text = f"{format_bytes(memory['free_bytes'])} free of {format_bytes(memory['total_bytes'])}"
+    limit = f", the limit of {memory['limited_by']}" if memory["limited_by"] else ""
+    terminal.paragraph(text + limit, "main memory  ")
     hot = facts["hot_backend"]
     gpu = any(device["type"] == "GPU" for device in facts["devices"])
     can = "yes" if gpu else "yes, with a GPU; without one, try --hot 1M --hot-device CPU"

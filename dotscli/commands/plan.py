@@ -7,17 +7,16 @@ from the plan to quantize a checkpoint, for which config.json alone is enough.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from dotscli.commands.model import resolve
+from dotscli.commands.plan_facts import facts
 from dotscli.errors import DotsError, ExitStatus
 from dotscli.folders import heat_folder
-from dotscli.hot.contexts import KV_TYPES, Column, advice, column
+from dotscli.hot.contexts import KV_TYPES, advice, column
 from dotscli.hot.model_cost import ModelCost, TensorCost, file_cost, model_cost
-from dotscli.hot.placement import Placement, Request, Use, place
-from dotscli.hot.slots import HeatCounts, knee_slots
+from dotscli.hot.placement import Request, place
+from dotscli.hot.slots import HeatCounts
 from dotscli.options.plan import PlanFlags
 from dotscli.terminal.terminal import Terminal
 from dotscli.views.placement_table import show
@@ -121,9 +120,9 @@ def _device(vram: int | None) -> tuple[str, int, list[str]]:
 def _ram(ram: int | None) -> int:
     if ram is not None:
         return ram
-    import psutil
+    from dotscli.engine.available import available_memory
 
-    return int(psutil.virtual_memory().available)
+    return available_memory().nbytes
 
 
 def _kv_type(kind: str) -> str:
@@ -161,76 +160,3 @@ def _heat(
         else ["experts are ranked by their use in earlier answers; --heat FILE overrides that"]
     )
     return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}, notes
-
-
-def facts(
-    name: str, device: str, found: Placement, columns: list[Column], notes: list[str]
-) -> Mapping[str, Any]:
-    """The whole plan; sizes in bytes."""
-    cost, request = found.cost, found.request
-    costs = {c.layer: c for c in cost.layers}
-    return {
-        "model": name,
-        "weights_bytes": cost.weights_nbytes,
-        "n_ctx": request.n_ctx,
-        "cache_type_k": request.type_k,
-        "cache_type_v": request.type_v,
-        "device": {"name": device, **_use(found.device)} if device else None,
-        "ram": _use(found.ram),
-        "experts": {
-            "resident": found.n_resident,
-            "total": cost.n_experts,
-            "hit_rate": found.hit_rate,
-            "by_heat": found.by_heat,
-            "knee_slots": knee_slots(cost),
-        },
-        "layers": [
-            {
-                "layer": layer.layer,
-                "on_device": layer.on_device,
-                "dense_bytes": costs[layer.layer].dense_nbytes,
-                "expert_bytes": costs[layer.layer].expert_nbytes,
-                "slots": layer.n_slots,
-                "experts": list(layer.experts) if found.by_heat else None,
-                "hit_rate": layer.hit_rate,
-            }
-            for layer in found.layers
-        ],
-        "options": {
-            "hot": found.engine_options().flags,
-            "stock": found.engine_options(hot=False).flags,
-        },
-        "ram_bytes_per_token": round(found.cpu_nbytes_per_token()),
-        "contexts": [
-            {
-                "cache_type": c.kv_type,
-                "longest": c.longest,
-                "longest_hot": c.longest_hot,
-                "placements": [
-                    {
-                        "n_ctx": p.request.n_ctx,
-                        "layers_on_device": sum(layer.on_device for layer in p.layers),
-                        "resident": p.n_resident,
-                        "hit_rate": p.hit_rate,
-                        "ram_missing_bytes": p.ram.missing,
-                    }
-                    for p in c.placements
-                ],
-            }
-            for c in columns
-        ],
-        "notes": notes,
-    }
-
-
-def _use(use: Use) -> dict[str, int]:
-    return {
-        "total_bytes": use.total,
-        "dense_bytes": use.dense,
-        "cache_bytes": use.kv,
-        "compute_bytes": use.compute,
-        "experts_bytes": use.experts,
-        "margin_bytes": use.margin,
-        "free_bytes": use.free,
-        "missing_bytes": use.missing,
-    }

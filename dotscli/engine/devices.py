@@ -7,6 +7,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
+from dotscli.engine.available import available_memory
 from dotscli.engine.lib import ggml
 from dotscli.hot.backend.library import DEVICE_NAME
 
@@ -30,11 +31,9 @@ class Device:
 def devices() -> list[Device]:
     """Every device in the order of llama.cpp's registry.
 
-    For the CPU, llama.cpp gives all memory as free; here it is what the system has available.
+    For the CPU, llama.cpp gives all memory as free; here it is what this process may still take.
     """
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
+    available = available_memory().nbytes
     return [
         dataclasses.replace(device, free_bytes=min(available, device.total_bytes))
         if device.type == "CPU"

@@ -5,6 +5,7 @@ Figures are the system's and the devices' own estimates, in bytes.
 
 from __future__ import annotations
 
+from dotscli.engine.available import available_memory
 from dotscli.engine.devices import registered
 from dotscli.engine.options import EngineOptions, cache_bytes
 from dotscli.errors import DotsError
@@ -54,9 +55,7 @@ def free_memory(weight_bytes: int) -> int:
 
     Mapped weights count as available until they are touched, and they will be.
     """
-    import psutil
-
-    return max(0, int(psutil.virtual_memory().available) - weight_bytes)
+    return max(0, available_memory().nbytes - weight_bytes)
 
 
 def gpu_memory() -> int:

@@ -5,11 +5,11 @@ Each answer is a placement, made for the context in question; nothing here has r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.placement import Placement, Request, place
+from dotscli.hot.placement import Placement, Request, Verdict, place
 from dotscli.hot.slots import HeatCounts, knee_slots
 from dotscli.terminal.text import format_bytes
 
@@ -27,7 +27,7 @@ class Column:
     Attributes:
         placements: one for each of `contexts` of the table.
         longest: with all dense weights and the cache on the device, whatever is left for experts;
-            without a device, with everything in main memory. 0 where none fits.
+            without a device, the longest that can be loaded. 0 where none fits.
         longest_hot: the same with at least the knee's slots in every layer.
     """
 
@@ -62,14 +62,29 @@ def longest_context(cost: ModelCost, request: Request, n_slots: int = 0) -> int:
     """
 
     def fits(n_ctx: int) -> bool:
-        wanted = replace(request, n_ctx=n_ctx)
-        if not request.device_nbytes:
-            return place(cost, wanted).ram.missing == 0
-        found = place(cost, wanted)
+        found = place(cost, replace(request, n_ctx=n_ctx))
+        if found.verdict is Verdict.TOO_SMALL or not request.device_nbytes:
+            return found.verdict is not Verdict.TOO_SMALL
         slots = found.slots().values()
         return found.dense_on_device and min(slots, default=n_slots) >= n_slots
 
-    low, high = 0, cost.n_ctx_train // STEP
+    return _longest(fits, cost.n_ctx_train)
+
+
+def loadable_context(cost: ModelCost, request: Request) -> int:
+    """The longest context up to the requested one that isn't too much for main memory.
+
+    A multiple of 256, or the request's own; 0 where none can be loaded.
+    """
+
+    def loads(n_ctx: int) -> bool:
+        return place(cost, replace(request, n_ctx=n_ctx)).verdict is not Verdict.TOO_SMALL
+
+    return request.n_ctx if loads(request.n_ctx) else _longest(loads, request.n_ctx)
+
+
+def _longest(fits: Callable[[int], bool], most: int) -> int:
+    low, high = 0, most // STEP
     while low < high:
         middle = (low + high + 1) // 2
         if fits(middle * STEP):
@@ -82,11 +97,13 @@ def longest_context(cost: ModelCost, request: Request, n_slots: int = 0) -> int:
 def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
     """What is worth knowing about a placement, a sentence each; the most urgent first."""
     cost, request = found.cost, found.request
+    if found.verdict is Verdict.TOO_SMALL:
+        return (_too_small(found),)
     said = []
-    if found.ram.missing:
+    if found.verdict is Verdict.TIER:
         said.append(
-            f"main memory is short by {format_bytes(found.ram.missing)}: that much of the file "
-            "has to be read from disk again and again, which is slow"
+            f"{format_bytes(found.disk_nbytes)} of experts have no place in memory: those in main "
+            "memory take turns, and the others are read from the disk when they are wanted"
         )
     if not request.device_nbytes:
         return tuple(said)
@@ -121,3 +138,23 @@ def advice(found: Placement, heat: HeatCounts | None = None) -> tuple[str, ...]:
     if more > 0:
         said.append(f"-ctk q8_0 -ctv q8_0 makes room for {more} more experts")
     return tuple(said)
+
+
+def _too_small(found: Placement) -> str:
+    """What is missing, and what would help: a smaller cache, then a smaller type."""
+    cost, request = found.cost, found.request
+    ways = []
+    longest = loadable_context(cost, request)
+    if longest >= SHORTEST:
+        ways.append(f"-c {longest}")
+    with_q8 = replace(request, type_k="q8_0", type_v="q8_0")
+    if (request.type_k, request.type_v) == ("f16", "f16"):
+        longest = loadable_context(cost, with_q8)
+        shorter = "" if longest == request.n_ctx else f"-c {longest} "
+        if longest >= SHORTEST:
+            ways.append(f"{shorter}-ctk q8_0 -ctv q8_0")
+    help_ = f"it can with {' or '.join(ways)}" if ways else "it takes a smaller --type"
+    return (
+        "the model can't be loaded: dense weights, cache, buffers and the experts of one layer "
+        f"need {format_bytes(found.missing_nbytes)} more main memory than there is; {help_}"
+    )

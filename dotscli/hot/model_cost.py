@@ -115,15 +115,15 @@ class ModelCost:
         tokens = -(-n_ctx // 256) * 256
         return tokens * (row_nbytes(type_k, self.kv_width) + row_nbytes(type_v, self.kv_width))
 
-    def compute_nbytes(self, n_ctx: int, type_k: str, type_v: str) -> int:
-        """An estimate of the compute buffer, with flash attention and batches of UBATCH tokens.
+    def compute_nbytes(self, n_ctx: int, type_k: str, type_v: str, n_ubatch: int = UBATCH) -> int:
+        """An estimate of the compute buffer, with flash attention and n_ubatch tokens at once.
 
         Activations, the attention mask and the logits were compared with what llama.cpp 0.3.36
         reserves on the CPU (within 5 %, at f16 10 %). What a device adds is assumed: K and V of one
         layer as f16 where the cache is quantized, and the experts that are copied in for a prompt.
         """
-        activations = UBATCH * 4 * (2 * self.n_experts_used + 3) * self.n_embd
-        mask = UBATCH * 2 * n_ctx
+        activations = n_ubatch * 4 * (2 * self.n_experts_used + 3) * self.n_embd
+        mask = n_ubatch * 2 * n_ctx
         logits = OUTPUTS * 4 * self.vocab_size
         widened = sum(
             2 * n_ctx * self.kv_width

@@ -1,19 +1,32 @@
-"""Who lives where: what a device's memory is filled with, in the order of its worth.
+"""Who lives where: a device, main memory and the disk, filled in the order of what a byte is worth.
 
 Dense weights and the cache come first: every token reads all of them, a routed expert only six in
-128 tokens. They go by whole layers from the end, as llama.cpp's -ngl counts. Once they are all
-there, slots for experts follow: up to the knee round by round through the layers, then the hottest
-first, wherever they are. That order doesn't depend on the memory, so more memory only ever adds.
+128 tokens. On a device they go by whole layers from the end, as llama.cpp's -ngl counts. Once they
+are all there, slots for experts follow: up to the knee round by round through the layers, then the
+hottest first, wherever they are. The next in that order live in main memory, beside the dense
+weights and the cache that are not on the device, and the rest stays in the file, to be read when it
+is wanted. The order doesn't depend on the memory, so more memory only ever adds.
 Pure functions of costs, sizes and heat: no device is asked, nothing is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import Enum
 
-from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.slots import HeatCounts, expert_shares, slot_order
+from dotscli.hot.memory_use import Use
+from dotscli.hot.model_cost import UBATCH, ModelCost
+from dotscli.hot.slots import (
+    Experts,
+    HeatCounts,
+    by_layer,
+    expert_shares,
+    experts_nbytes,
+    n_fitting,
+    numbers,
+    slot_order,
+)
 
 GIB = 1 << 30
 # Left free of any memory: what llama.cpp's own --fit leaves, less on small devices.
@@ -26,8 +39,9 @@ class Request:
 
     Attributes:
         device_nbytes: free memory of the device; 0 is no device.
-        ram_nbytes: main memory for the model.
+        ram_nbytes: main memory that is available, or that the model may take.
         n_ctx: tokens of context; type_k, type_v: the types of the cache.
+        n_ubatch: tokens that are computed at once.
     """
 
     device_nbytes: int
@@ -35,47 +49,37 @@ class Request:
     n_ctx: int
     type_k: str = "f16"
     type_v: str = "f16"
+    n_ubatch: int = UBATCH
 
 
-@dataclass(frozen=True)
-class Use:
-    """What one memory is used for, in bytes; `needed` may exceed `total`, in main memory only."""
+class Verdict(str, Enum):
+    """What a placement comes to.
 
-    total: int
-    dense: int = 0
-    kv: int = 0
-    compute: int = 0
-    experts: int = 0
-    margin: int = 0
+    FITS: every weight has a place in one of the two memories; nothing is read twice.
+    TIER: some experts stay on the disk, and those in main memory take turns.
+    TOO_SMALL: not even the dense weights, the cache, the buffers and one layer's experts fit.
+    """
 
-    @property
-    def needed(self) -> int:
-        """All of it, with the margin."""
-        return self.dense + self.kv + self.compute + self.experts + self.margin
-
-    @property
-    def free(self) -> int:
-        """What is left; 0 where more is needed than there is."""
-        return max(0, self.total - self.needed)
-
-    @property
-    def missing(self) -> int:
-        """What doesn't fit."""
-        return max(0, self.needed - self.total)
+    FITS = "fits"
+    TIER = "tier"
+    TOO_SMALL = "too small"
 
 
 @dataclass(frozen=True)
 class LayerPlacement:
     """One layer: whether its dense part and its cache are on the device, and which experts are.
 
-    `experts` are in the order of their worth; `hit_rate` is the part of the layer's expert calls
-    that they are expected to take.
+    `experts` on the device and those `in_ram` are in the order of their worth; where experts take
+    turns in main memory, `in_ram` are those to begin with. `hit_rate` and `ram_rate` are the part
+    of the layer's expert calls that they are expected to take.
     """
 
     layer: int
     on_device: bool
     experts: tuple[int, ...] = ()
     hit_rate: float = 0.0
+    in_ram: tuple[int, ...] = ()
+    ram_rate: float = 0.0
 
     @property
     def n_slots(self) -> int:
@@ -103,7 +107,11 @@ class StockOptions:
 
 @dataclass(frozen=True)
 class Placement:
-    """What goes where. `by_heat` is False where no counts were known: every expert counts equal."""
+    """What goes where. `by_heat` is False where no counts were known: every expert counts equal.
+
+    `disk_nbytes`: routed experts that have no place in a memory. Device, RAM and disk together hold
+    every weight once.
+    """
 
     cost: ModelCost
     request: Request
@@ -112,6 +120,25 @@ class Placement:
     by_heat: bool
     device: Use
     ram: Use
+    disk_nbytes: int = 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it can be loaded, and how."""
+        if self.ram.missing:
+            return Verdict.TOO_SMALL
+        return Verdict.TIER if self.disk_nbytes else Verdict.FITS
+
+    @property
+    def missing_nbytes(self) -> int:
+        """Main memory that a load would need more than there is; 0 unless it is too small."""
+        return self.ram.missing
+
+    @property
+    def may_repack(self) -> bool:
+        """Whether there is room for the copy that llama.cpp makes of weights in main memory."""
+        copied = self.ram.dense + self.ram.experts
+        return self.verdict is Verdict.FITS and copied <= self.ram.free
 
     @property
     def n_resident(self) -> int:
@@ -134,16 +161,6 @@ class Placement:
         moe = {layer.layer for layer in self.cost.moe_layers}
         return {layer.layer: layer.n_slots for layer in self.layers if layer.layer in moe}
 
-    def cpu_nbytes_per_token(self) -> float:
-        """Bytes of weights and cache that one token reads from main memory, the cache half full."""
-        used = self.cost.n_experts_used
-        nbytes = self.ram.kv / 2
-        nbytes += 0 if self.output_on_device else self.cost.output_nbytes
-        for cost, layer in zip(self.cost.layers, self.layers, strict=True):
-            nbytes += 0 if layer.on_device else cost.dense_nbytes
-            nbytes += (1 - layer.hit_rate) * used * cost.expert_nbytes if cost.n_experts else 0
-        return nbytes
-
     def engine_options(self, *, hot: bool = True) -> StockOptions:
         """The options that stock llama.cpp takes for this placement.
 
@@ -161,12 +178,12 @@ class Placement:
                 if left < 0:
                     break
                 n_cpu = cost.layer
-        numbers = "|".join(str(c.layer) for c in self.cost.moe_layers if c.layer < n_cpu)
-        pattern = rf"blk\.({numbers})\.ffn_(up|down|gate)_exps=CPU"
+        before = "|".join(str(c.layer) for c in self.cost.moe_layers if c.layer < n_cpu)
+        pattern = rf"blk\.({before})\.ffn_(up|down|gate)_exps=CPU"
         return StockOptions(
             n_gpu_layers=n_layers + self.output_on_device,
-            n_cpu_moe=n_cpu if numbers else 0,
-            override_tensor=(pattern,) if numbers and self.output_on_device else (),
+            n_cpu_moe=n_cpu if before else 0,
+            override_tensor=(pattern,) if before and self.output_on_device else (),
         )
 
 
@@ -186,33 +203,53 @@ def place(cost: ModelCost, request: Request, heat: HeatCounts | None = None) -> 
         DotsError: heat of another number of experts than the model has, or negative.
     """
     shares = expert_shares(cost, heat)
-    kv = cost.kv_layer_nbytes(request.n_ctx, request.type_k, request.type_v)
-    compute = cost.compute_nbytes(request.n_ctx, request.type_k, request.type_v)
-    margin = margin_nbytes(request.device_nbytes)
-    left = request.device_nbytes - margin - compute
+    kinds = (request.n_ctx, request.type_k, request.type_v)
+    kv = cost.kv_layer_nbytes(*kinds)
+    compute = cost.compute_nbytes(*kinds, request.n_ubatch)
+    left = request.device_nbytes - margin_nbytes(request.device_nbytes) - compute
     output, on_device = _dense_layers(cost, kv, left)
-    if output:
-        left -= cost.output_nbytes
-        left -= sum(c.dense_nbytes + kv for c in cost.layers if c.layer in on_device)
-    resident: dict[int, list[int]] = {c.layer: [] for c in cost.layers}
-    size = {c.layer: c.expert_nbytes for c in cost.layers}
-    if output and len(on_device) == len(cost.layers):
-        for layer, expert in slot_order(cost, shares, by_heat=heat is not None):
-            if left < size[layer]:
-                break
-            left -= size[layer]
-            resident[layer].append(expert)
+    dense = sum(c.dense_nbytes for c in cost.layers if c.layer in on_device)
+    dense += cost.output_nbytes if output else 0
+    order = list(slot_order(cost, shares, by_heat=heat is not None))
+    all_there = output and len(on_device) == len(cost.layers)
+    n_hot = n_fitting(cost, order, left - dense - kv * len(on_device)) if all_there else 0
+    hot, rest = order[:n_hot], order[n_hot:]
+    device = Use(
+        total=request.device_nbytes,
+        dense=dense,
+        kv=kv * len(on_device),
+        compute=compute if output else 0,
+        experts=experts_nbytes(cost, hot),
+        margin=margin_nbytes(request.device_nbytes),
+    )
+    ram = Use(
+        total=request.ram_nbytes,
+        dense=cost.embedding_nbytes + cost.dense_nbytes - dense,
+        kv=kv * (len(cost.layers) - len(on_device)),
+        compute=compute - cost.staged_nbytes,
+        margin=margin_nbytes(request.ram_nbytes),
+    )
+    room = ram.free
+    in_ram = rest[: n_fitting(cost, rest, room)]
+    cold = experts_nbytes(cost, rest)
+    # A batch may need every cold expert of a layer at once.
+    least = max((experts_nbytes(cost, those) for those in by_layer(cost, rest).values()), default=0)
+    ram = replace(ram, experts=min(cold, max(room, least)))
+    slots, second = by_layer(cost, hot), by_layer(cost, in_ram)
     layers = tuple(
         LayerPlacement(
             layer=c.layer,
             on_device=c.layer in on_device,
-            experts=tuple(resident[c.layer]),
-            hit_rate=min(1.0, sum(shares[c.layer][e] for e in resident[c.layer])),
+            experts=numbers(slots[c.layer]),
+            hit_rate=_rate(shares, slots[c.layer]),
+            in_ram=numbers(second[c.layer]),
+            ram_rate=_rate(shares, second[c.layer]),
         )
         for c in cost.layers
     )
-    device, ram = _uses(cost, request, layers, output, kv, compute)
-    return Placement(cost, request, layers, output, heat is not None, device, ram)
+    return Placement(
+        cost, request, layers, output, heat is not None, device, ram, cold - ram.experts
+    )
 
 
 def _dense_layers(cost: ModelCost, kv: int, left: int) -> tuple[bool, set[int]]:
@@ -229,33 +266,6 @@ def _dense_layers(cost: ModelCost, kv: int, left: int) -> tuple[bool, set[int]]:
     return True, on_device
 
 
-def _uses(
-    cost: ModelCost,
-    request: Request,
-    layers: Sequence[LayerPlacement],
-    output: bool,
-    kv: int,
-    compute: int,
-) -> tuple[Use, Use]:
-    pairs = list(zip(cost.layers, layers, strict=True))
-    n_on_device = sum(layer.on_device for layer in layers)
-    hot = sum(c.expert_nbytes * layer.n_slots for c, layer in pairs)
-    dense = sum(c.dense_nbytes for c, layer in pairs if layer.on_device)
-    dense += cost.output_nbytes if output else 0
-    device = Use(
-        total=request.device_nbytes,
-        dense=dense,
-        kv=kv * n_on_device,
-        compute=compute if output else 0,
-        experts=hot,
-        margin=margin_nbytes(request.device_nbytes),
-    )
-    ram = Use(
-        total=request.ram_nbytes,
-        dense=cost.embedding_nbytes + cost.dense_nbytes - dense,
-        kv=kv * (len(layers) - n_on_device),
-        compute=compute - cost.staged_nbytes,
-        experts=cost.experts_nbytes - hot,
-        margin=margin_nbytes(request.ram_nbytes),
-    )
-    return device, ram
+def _rate(shares: Mapping[int, Sequence[float]], experts: Experts) -> float:
+    """The part of a layer's calls that these experts of it take."""
+    return min(1.0, sum(shares[layer][expert] for layer, expert in experts))

@@ -16,6 +16,7 @@ from dotscli.hot.model_cost import LayerCost, ModelCost
 KNEE = 2
 
 HeatCounts = Mapping[int, Sequence[float]]  # layer -> how often each expert was used
+Experts = Sequence[tuple[int, int]]  # (layer, expert), in the order of their worth
 
 
 def knee_slots(cost: ModelCost) -> int:
@@ -69,3 +70,32 @@ def slot_order(
     ]
     for _, _, layer, expert in sorted(rest):
         yield -layer, expert
+
+
+def n_fitting(cost: ModelCost, order: Experts, nbytes: int) -> int:
+    """How many experts from the first one on fit into so many bytes."""
+    size = {c.layer: c.expert_nbytes for c in cost.layers}
+    for n, (layer, _) in enumerate(order):
+        nbytes -= size[layer]
+        if nbytes < 0:
+            return n
+    return len(order)
+
+
+def experts_nbytes(cost: ModelCost, experts: Experts) -> int:
+    """Bytes of these experts together."""
+    size = {c.layer: c.expert_nbytes for c in cost.layers}
+    return sum(size[layer] for layer, _ in experts)
+
+
+def by_layer(cost: ModelCost, experts: Experts) -> dict[int, Experts]:
+    """Layer -> those of these experts that it has, in their order; for every layer."""
+    found: dict[int, list[tuple[int, int]]] = {c.layer: [] for c in cost.layers}
+    for layer, expert in experts:
+        found[layer].append((layer, expert))
+    return dict(found)
+
+
+def numbers(experts: Experts) -> tuple[int, ...]:
+    """The experts of one layer by number."""
+    return tuple(expert for _, expert in experts)

@@ -9,8 +9,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dotscli.hot.contexts import Column
-from dotscli.hot.placement import Placement, Use
+from dotscli.hot.memory_use import Use
+from dotscli.hot.placement import Placement, Verdict
 from dotscli.hot.slots import knee_slots
+from dotscli.hot.throughput import flat_traffic
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 
@@ -126,7 +128,7 @@ def _experts(terminal: Terminal, found: Placement) -> None:
 
 
 def _speed(terminal: Terminal, found: Placement, bandwidth: int) -> None:
-    nbytes = found.cpu_nbytes_per_token()
+    nbytes = flat_traffic(found).ram
     if not nbytes:
         return
     terminal.paragraph(
@@ -155,9 +157,11 @@ def context_rows(
 
 
 def _cell(found: Placement, with_device: bool) -> str:
+    if found.verdict is Verdict.TOO_SMALL:
+        return f"{format_bytes(found.missing_nbytes)} short"
     if not with_device:
-        missing = found.ram.missing
-        return f"{format_bytes(missing)} short" if missing else "fits"
+        on_disk = found.disk_nbytes
+        return f"{format_bytes(on_disk)} on disk" if on_disk else "fits"
     if not found.dense_on_device:
         n_layers = sum(layer.on_device for layer in found.layers)
         return f"{n_layers} of {len(found.layers)} layers"

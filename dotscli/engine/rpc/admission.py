@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from dotscli.engine.available import available_memory
 from dotscli.engine.rpc.messages import (
     ALLOC,
     ALLOC_BUFFER,
@@ -140,9 +141,7 @@ def _check_memory(number: int, nbytes: int) -> None:
     """llama.cpp holds all of a tensor once more while it is on its way."""
     if nbytes <= SMALL_NBYTES:
         return
-    import psutil
-
-    available = int(psutil.virtual_memory().available)
+    available = available_memory().nbytes
     if nbytes > available:
         raise RefusedError(
             f"{COMMANDS[number].name} of {sized(nbytes)}, of which {sized(available)} are free here"

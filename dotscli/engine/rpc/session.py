@@ -11,6 +11,7 @@ import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dotscli.engine.available import available_memory
 from dotscli.engine.rpc.admission import Account, RefusedError, check_length
 from dotscli.engine.rpc.cache import CacheWatch
 from dotscli.engine.rpc.messages import (
@@ -157,7 +158,7 @@ def capacities(devices: Sequence[dict[str, Any]]) -> list[int]:
     """
     import psutil
 
-    here = int(psutil.virtual_memory().available + psutil.swap_memory().free)
+    here = available_memory().nbytes + int(psutil.swap_memory().free)
     return [
         here if device["type"] == "CPU" or not device["total_bytes"] else int(device["total_bytes"])
         for device in devices
