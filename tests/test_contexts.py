@@ -8,8 +8,9 @@ import pytest
 
 from dotscli.commands.plan import checkpoint_cost
 from dotscli.hot.contexts import STEP, advice, column, longest_context
+from dotscli.hot.memory_use import GIB
 from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.placement import GIB, Request, place
+from dotscli.hot.placement import Request, place
 
 REAL = Path(__file__).parent / "data" / "dots.llm1.inst" / "config.json"
 

@@ -342,8 +342,8 @@ def test_an_interrupt_ends_a_prefill_within_its_batch(model: Path) -> None:
 
 
 def test_an_interrupt_ends_a_load(model: Path) -> None:
-    def stop(fraction: float) -> None:
-        if fraction > 0.2:
+    def stop(done: float, total: float) -> None:
+        if done > 0.2 * total:
             signal.raise_signal(signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -353,7 +353,7 @@ def test_an_interrupt_ends_a_load(model: Path) -> None:
 
 
 def test_an_error_in_a_progress_callback_comes_out(model: Path) -> None:
-    def fail(_fraction: float) -> None:
+    def fail(_done: float, _total: float) -> None:
         raise BrokenPipeError
 
     with pytest.raises(BrokenPipeError):

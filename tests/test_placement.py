@@ -12,14 +12,9 @@ from hypothesis import strategies as st
 from dotscli.commands.plan import checkpoint_cost, gguf_cost
 from dotscli.engine.options import CACHE_TYPES, cache_bytes
 from dotscli.errors import DotsError
+from dotscli.hot.memory_use import GIB, margin_nbytes
 from dotscli.hot.model_cost import LayerCost, ModelCost, row_nbytes
-from dotscli.hot.placement import (
-    GIB,
-    Placement,
-    Request,
-    margin_nbytes,
-    place,
-)
+from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.slots import knee_slots
 
 REAL = Path(__file__).parent / "data" / "dots.llm1.inst" / "config.json"

@@ -52,7 +52,7 @@ def test_json_has_the_documented_keys_also_at_the_length_limit(tiny_gguf: Path) 
     assert done.stdout.count("\n") == 1
     value = done.json
     assert set(value) == {
-        "text", "finish_reason", "model", "seed", "n_ctx", "usage", "timings", "hot",
+        "text", "finish_reason", "model", "seed", "n_ctx", "usage", "timings", "hot", "ram",
     }  # fmt: skip
     assert value["finish_reason"] == "length"
     assert value["model"] == str(tiny_gguf)

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from dotscli.commands.plan import checkpoint_cost
 from dotscli.hot.contexts import advice, loadable_context
+from dotscli.hot.memory_use import GIB, Verdict
 from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.placement import GIB, Placement, Request, Verdict, place
+from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.throughput import (
     RECENT,
     expected_traffic,

@@ -22,8 +22,9 @@ from bench.gpu.model import Routing, facts_of, heat_of
 from bench.gpu.sides import STATIC, Job
 from bench.gpu.task import Task
 from bench.lib.measure import ROOT, note
+from dotscli.hot.memory_use import MARGIN, MARGIN_SHARE
 from dotscli.hot.model_cost import ModelCost, file_cost
-from dotscli.hot.placement import MARGIN, MARGIN_SHARE, Placement, Request, place
+from dotscli.hot.placement import Placement, Request, place
 from dotscli.models.gguf_file import read_gguf
 
 SIDES = "bench.gpu.sides"

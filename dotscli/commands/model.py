@@ -92,5 +92,12 @@ def open_engine(
         say_at_abort(lambda error: terminal.last_words(error.message, error.hint))
     if options.verbose:  # its log is progress enough
         return Engine.load(path, options, on_log=terminal.note, collector=collector)
-    with terminal.progress(f"loading {path.name}", 1.0) as progress:
-        return Engine.load(path, options, progress.update, terminal.warn, collector)
+    with terminal.progress(f"loading {path.name}", 0, "B") as progress:
+
+        def on_load(done: float, total: float) -> None:
+            if total != progress.total:  # another part of the load, at another speed
+                progress.total = total
+                progress.start_over()
+            progress.update(done)
+
+        return Engine.load(path, options, on_load, terminal.warn, collector)

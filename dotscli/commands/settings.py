@@ -66,6 +66,9 @@ def engine_options(flags: EngineFlags, heat_folder: Path) -> EngineOptions:
         flash_attn=flags.flash_attn,
         rpc=tuple(part.strip() for part in flags.rpc.split(",") if part.strip()),
         hot=hot_options(flags, heat_folder),
+        n_ubatch=flags.ubatch_size,
+        tier=not flags.no_tier,
+        ram_nbytes=flags.ram,
         verbose=flags.verbose,
     )
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dotscli.engine.stream import HotFigures, Piece, Stats
+from dotscli.engine.stream import HotFigures, Piece, RamFigures, Stats
 from dotscli.terminal.markdown import Tint
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
@@ -59,6 +59,7 @@ def answer_json(
             "decode_tps": round(stats.decode_tps, 2),
         },
         "hot": no_hot if stats.hot is None else hot_json(stats.hot),
+        "ram": None if stats.ram is None else ram_json(stats.ram, stats.completion_tokens - 1),
     }
 
 
@@ -77,6 +78,21 @@ def hot_json(hot: HotFigures) -> dict[str, object]:
         "cpu_s": round(hot.cpu_s, 4),
         "device_s": round(hot.device_s, 4),
         "wait_s": round(hot.wait_s, 4),
+    }
+
+
+def ram_json(ram: RamFigures, n_decoded: int) -> dict[str, object]:
+    """The memory tier in that object; its figures are of the answer but for the first five."""
+    return {
+        "resident_experts": ram.resident_experts,
+        "n_experts": ram.n_experts,
+        "resident_bytes": ram.resident_nbytes,
+        "budget_bytes": ram.budget_nbytes,
+        "direct": ram.direct,
+        "hit_rate": round(ram.hit_rate, 4),
+        "read_bytes": ram.read_nbytes,
+        "read_bytes_per_token": ram.decode_read_nbytes // n_decoded if n_decoded > 0 else 0,
+        "wait_s": round(ram.wait_s, 4),
     }
 
 
@@ -102,12 +118,14 @@ def stats_line(
     if stats.hot is not None:
         hot = stats.hot
         parts.append(f"hot {hot.resident_share:.0%} @ {hot.hit_rate:.0%} hits")
+    if stats.ram is not None:
+        parts.append(f"RAM {stats.ram.resident_share:.0%} @ {stats.ram.hit_rate:.0%} hits")
     if stats.ttft_s:
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
     used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
     parts.append(f"ctx {short(used)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
-    for least in ("TTFT", "ctx", "hot", "prefill"):
+    for least in ("TTFT", "ctx", "RAM", "hot", "prefill"):
         if 0 < width <= len(" · ".join(parts)):
             parts = [part for part in parts if not part.startswith(least)]
     return " · ".join(parts)

@@ -28,10 +28,18 @@ def not_numbers() -> DotsError:
 
 
 class Decoder:
-    """One context and the tokens that its cache holds, in order."""
+    """One context and the tokens that its cache holds, in order.
 
-    def __init__(self, context: Any, n_vocab: int) -> None:
+    Args:
+        failure: why experts couldn't be read, for contexts that read them while they compute.
+            Single tokens then end at a Ctrl-C too, for they may take seconds.
+    """
+
+    def __init__(
+        self, context: Any, n_vocab: int, failure: Callable[[], str] | None = None
+    ) -> None:
         self._api = llama()
+        self._failure = failure
         self._context = context
         self._memory = self._api.llama_get_memory(context)
         self._n_vocab = n_vocab
@@ -135,8 +143,9 @@ class Decoder:
         self._outputs[0] = 1
         self._batch.n_tokens = 1
         self.cached.append(token)
-        status = self._api.llama_decode(self._context, self._batch)
-        if status:
+        if self._failure is not None:
+            self._decode_interruptibly()
+        elif status := self._api.llama_decode(self._context, self._batch):
             self._fail(status)
         first = self._api.llama_get_logits_ith(self._context, -1)[0]
         if not math.isfinite(first):  # what isn't in the last layer's output makes all of them so
@@ -184,6 +193,11 @@ class Decoder:
     def _fail(self, status: int) -> None:
         said = log().complaints()
         self.settle()
+        if self._failure is not None and (reason := self._failure()):
+            raise DotsError(
+                f"experts can't be read any more: {reason}",
+                hint="is the file still there, and whole? dots verify FILE.gguf reads all of it",
+            )
         raise DotsError(
             f"llama.cpp's llama_decode failed with {status}",
             hint=f"llama.cpp says: {'; '.join(said)}" if said else "run again with -v",

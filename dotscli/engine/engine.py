@@ -63,7 +63,11 @@ class Engine:
         self.hot = loaded.hot
         self.hot_off = loaded.hot_off
         self._loaded = loaded
-        self._decoder = Decoder(loaded.context, self.n_vocab)
+        self.phases = loaded.phases
+        self.tier = loaded.tier
+        self._decoder = Decoder(
+            loaded.context, self.n_vocab, self.tier.failure if self.tier else None
+        )
         self._answer: Answer | None = None
         self._pieces: Generator[Piece, None, None] | None = None
 
@@ -72,7 +76,7 @@ class Engine:
         cls,
         path: Path,
         options: EngineOptions,
-        on_progress: Callable[[float], None] | None = None,
+        on_progress: Callable[[float, float], None] | None = None,
         on_log: Callable[[str], None] | None = None,
         collector: Collector | None = None,
     ) -> Engine:
@@ -81,7 +85,7 @@ class Engine:
         Args:
             path: the file.
             options: validated on construction.
-            on_progress: gets 0.0 to 1.0 while the weights are read.
+            on_progress: gets (bytes done, bytes to do) while the weights are read.
             on_log: gets warnings, and with `options.verbose` every line that llama.cpp logs.
             collector: for `collect`; everything else becomes slower with one.
 
@@ -158,7 +162,9 @@ class Engine:
             self.path,
         )
         self._end_answer()
-        self._answer = Answer(self._decoder, vocabulary, sampler, prompt, limits, text, self.hot)
+        self._answer = Answer(
+            self._decoder, vocabulary, sampler, prompt, limits, text, self.hot, self.tier
+        )
         self._pieces = self._waited_for(self._answer.pieces(on_prefill))
         return self._pieces
 

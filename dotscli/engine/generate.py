@@ -14,6 +14,7 @@ from dotscli.engine.vocab import Vocabulary
 
 if TYPE_CHECKING:
     from dotscli.engine.hot.experts import HotExperts
+    from dotscli.engine.hot.tier import MemoryTier
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Answer:
         limits: Limits,
         text: TextStream,
         hot: HotExperts | None,
+        tier: MemoryTier | None = None,
     ) -> None:
         self._decoder = decoder
         self._vocabulary = vocabulary
@@ -47,6 +49,7 @@ class Answer:
         self._limits = limits
         self._text = text
         self._hot = hot
+        self._tier = tier
         self._reused = 0
         self._evaluated = 0  # of the prompt, in batches that are finished
         self._completion = 0
@@ -65,6 +68,7 @@ class Answer:
             decode_s=self._decode_s,
             ttft_s=self._ttft_s,
             hot=self._hot.figures() if self._hot is not None else None,
+            ram=self._tier.figures() if self._tier is not None else None,
         )
 
     def pieces(self, on_prefill: Callable[[int, int], None] | None) -> Generator[Piece, None, None]:
@@ -72,6 +76,8 @@ class Answer:
         try:
             if self._hot is not None:
                 self._hot.mark()
+            if self._tier is not None:
+                self._tier.mark()
             started = perf_counter()
             self._reused = self._decoder.reuse(self._prompt)
             self._sampler.remember(self._prompt)
@@ -94,6 +100,8 @@ class Answer:
             self._decoder.check_output()
         finally:
             self._prefill_s = perf_counter() - started
+            if self._tier is not None:
+                self._tier.prefilled()
 
     def _decoded(self, started: float) -> Generator[Piece, None, str]:
         decoder, text, n_ctx = self._decoder, self._text, self._limits.n_ctx

@@ -8,39 +8,39 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from dotscli.engine.context import check_cache, most_context, new_context, refused
 from dotscli.engine.cpu import may_crash_with_amx
 from dotscli.engine.devices import has_gpu, registered
 from dotscli.engine.hot.choice import HotChoice, choose
 from dotscli.engine.interrupt import signals_noted
 from dotscli.engine.lib import llama
+from dotscli.engine.load_plan import LoadPlan, plan_load
 from dotscli.engine.log import log
-from dotscli.engine.memory import (
-    bytes_per_token,
-    cache_room,
-    check_cache_fits,
-    context_size,
-    missing_memory,
-    most_memory,
-)
-from dotscli.engine.options import CACHE_TYPES, FLASH_ATTN, MAX_OUTPUTS, MAX_UBATCH, EngineOptions
+from dotscli.engine.opened import Opened, open_experts
+from dotscli.engine.options import EngineOptions
 from dotscli.engine.overrides import override_array
+from dotscli.engine.read_ahead import ReadAhead
 from dotscli.engine.rpc.client import add_rpc, any_lost
 from dotscli.errors import DotsError
-from dotscli.models.check import sizes_of
 from dotscli.models.gguf_file import GgufFile
 from dotscli.models.regular_file import check_replaceable
-from dotscli.terminal.text import format_bytes
 
 if TYPE_CHECKING:
     from dotscli.engine.collect import Collector
     from dotscli.engine.hot.experts import HotExperts
+    from dotscli.engine.hot.tier import MemoryTier
 
 ALL_LAYERS = -1
+READ = 0  # LLAMA_LOAD_MODE_NONE: into memory of its own
+
+OnLoad = Callable[[float, float], None]
 
 
 @dataclass
@@ -48,6 +48,7 @@ class Loaded:
     """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known.
 
     `most_ctx` is the longest context to advise: what the model was trained for and memory allows.
+    `phases`: the seconds that each part of the load took, in their order.
     """
 
     model: Any
@@ -57,11 +58,14 @@ class Loaded:
     most_ctx: int = 0
     hot: HotExperts | None = None
     hot_off: str = ""
-    may_repack: bool = True
+    tier: MemoryTier | None = None
     workers: tuple[str, ...] = ()
+    phases: dict[str, float] = field(default_factory=dict)
 
     def free(self) -> None:
         """Gives everything back to llama.cpp; harmless when done twice."""
+        if self.tier:
+            self.tier.finish()
         if self.hot and self.context:
             self.hot.finish()
         if any_lost(self.workers):
@@ -72,13 +76,15 @@ class Loaded:
             llama().llama_model_free(self.model)
         if self.hot:
             self.hot.close()
+        if self.tier:
+            self.tier.close()
         self.model = self.context = None
 
 
 def load(
     gguf: GgufFile,
     options: EngineOptions,
-    on_progress: Callable[[float], None] | None,
+    on_progress: OnLoad | None,
     warn: Callable[[str], None],
     collector: Collector | None = None,
 ) -> Loaded:
@@ -87,15 +93,16 @@ def load(
     Args:
         gguf: the header that was checked.
         options: validated on construction.
-        on_progress: gets 0.0 to 1.0 while tensors are read.
+        on_progress: gets (bytes done, bytes to do) while tensors are read.
         warn: gets a sentence about anything that was not as asked.
         collector: sees what every node of the context's graphs computes.
 
     Raises:
-        DotsError: llama.cpp refused, with its reason as the hint.
+        DotsError: the model is too large for this machine, or llama.cpp refused it, with its
+            reason as the hint.
         KeyboardInterrupt: the user did not want to wait.
     """
-    _check_cache(gguf, options)
+    check_cache(gguf, options)
     add_rpc(options.rpc)
     log().clear()
     trace = options.hot.trace if options.hot else None
@@ -105,7 +112,8 @@ def load(
     loaded = _loaded(gguf, options, choice, on_progress, warn, collector)
     if choice is not None and loaded.hot:
         try:
-            reason = loaded.hot.refusal(loaded.context, _n_vocab(loaded.model))
+            if not loaded.tier:  # what lies on a device need not come from the disk: that pays
+                reason = loaded.hot.refusal(loaded.context, _n_vocab(loaded.model))
             if not reason:
                 loaded.hot.start()
         except BaseException:
@@ -137,155 +145,94 @@ def _loaded(
     gguf: GgufFile,
     options: EngineOptions,
     choice: HotChoice | None,
-    on_progress: Callable[[float], None] | None,
+    on_progress: OnLoad | None,
     warn: Callable[[str], None],
     collector: Collector | None,
 ) -> Loaded:
     loaded = Loaded(None, None, 0, [], workers=options.rpc)
-    if missing := missing_memory(gguf, options):
-        # llama.cpp would copy the weights into a layout for this CPU, and end there.
-        loaded.may_repack = False
-        warn(
-            f"{gguf.path.name} needs {format_bytes(missing)} more memory than is free: the rest is "
-            "read from the disk again and again, which is slow"
-        )
-    if choice is not None:
-        loaded.hot = _hot(choice, warn)
-    first, second = _halves(on_progress) if loaded.hot else (on_progress, None)
+    loaded.most_ctx = most_context(gguf, options, warn)
+    plan = plan_load(gguf, options, choice, warn)
+    opened = open_experts(gguf, plan, options, choice, warn)
+    loaded.hot, loaded.tier = opened.hot, opened.tier
     try:
-        loaded.model = _model(gguf, options, first, loaded)
-        loaded.n_ctx, loaded.most_ctx = _n_ctx(gguf, options, warn)
-        with signals_noted():  # what is raised while llama.cpp logs would be lost
-            loaded.context = _context(gguf.path, loaded.model, loaded.n_ctx, options, collector)
+        with _phase(loaded, "weights"):
+            loaded.model = _model(gguf, options, plan, opened, on_progress, loaded)
+        if loaded.tier:
+            loaded.tier.loaded()
+        loaded.n_ctx = plan.n_ctx
+        with _phase(loaded, "context"), signals_noted():  # what is raised while it logs is lost
+            loaded.context = new_context(
+                gguf.path, loaded.model, plan.n_ctx, plan.n_ubatch, options, collector
+            )
+        if loaded.tier:
+            loaded.tier.start()
         if loaded.hot:
-            loaded.hot.fill(second)
+            with _phase(loaded, "hot experts"):
+                loaded.hot.fill(on_progress)
+        if loaded.tier:
+            loaded.tier.warm()
     except BaseException:
         loaded.free()
         raise
     return loaded
 
 
-def _hot(choice: HotChoice, warn: Callable[[str], None]) -> HotExperts | None:
-    from dotscli.engine.hot.experts import HotExperts  # with numpy, which stock needs not wait for
-
-    try:
-        return HotExperts(choice, warn)
-    except DotsError as error:
-        warn(f"hot experts are off: {error.message}")
-        return None
-
-
-def _halves(
-    on_progress: Callable[[float], None] | None,
-) -> tuple[Callable[[float], None] | None, Callable[[float], None] | None]:
-    """Progress of the weights, then of the hot experts' copies."""
-    if on_progress is None:
-        return None, None
-    return lambda done: on_progress(done / 2), lambda done: on_progress((1 + done) / 2)
+@contextmanager
+def _phase(loaded: Loaded, name: str) -> Iterator[None]:
+    began = perf_counter()
+    yield
+    loaded.phases[name] = perf_counter() - began
 
 
 def _model(
     gguf: GgufFile,
     options: EngineOptions,
-    on_progress: Callable[[float], None] | None,
+    plan: LoadPlan,
+    opened: Opened,
+    on_progress: OnLoad | None,
     loaded: Loaded,
 ) -> Any:
     api = llama()
     params = api.llama_model_default_params()
     layers = options.n_gpu_layers
     params.n_gpu_layers = (ALL_LAYERS if has_gpu() else 0) if layers is None else layers
-    if may_crash_with_amx() or not loaded.may_repack:
+    if may_crash_with_amx() or not plan.memory.may_repack:
         params.use_extra_bufts = False
-    last = loaded.hot.placements if loaded.hot else ()
-    overrides = override_array(options, (tensor.name for tensor in gguf.tensors), last)
+    names = [tensor.name for tensor in gguf.tensors]
+    tiered = opened.tier.placements if opened.tier else ()
+    overrides = override_array(options, names, tiered, opened.placements)
     if overrides is not None:
         params.tensor_buft_overrides = ctypes.cast(overrides, ctypes.c_void_p)
         loaded.kept.append(overrides)
+    whole, total = plan.cost.weights_nbytes, plan.dense_nbytes
     failures: list[BaseException] = []
-    with signals_noted() as interrupted:
+    with ExitStack() as stack:
+        ahead = None
+        if opened.tier:
+            params.load_mode = READ  # mapped weights would compete with experts for memory
+            left = opened.tier.tensors
+            ahead = stack.enter_context(ReadAhead(gguf, left))
+        interrupted = stack.enter_context(signals_noted())
 
         @api.llama_progress_callback  # type: ignore[untyped-decorator]  # ctypes has no types
         def progress(fraction: float, _data: Any) -> bool:
+            done = min(total, int(fraction * whole))
             try:
+                if ahead is not None:
+                    ahead.reached(done)
                 if on_progress is not None:
-                    on_progress(fraction)
+                    on_progress(done, total)
             except BaseException as error:  # no exception gets through C: raised again below
                 failures.append(error)
             return not failures and not interrupted()
 
         params.progress_callback = progress
         model = api.llama_model_load_from_file(os.fsencode(gguf.path), params)
-    if loaded.hot:
-        loaded.hot.loaded()
+        if opened.cache:
+            opened.cache.loaded()
     if failures:
         api.llama_model_free(model)
         raise failures[0]
     if not model:
-        raise _refused(f"{gguf.path}: llama.cpp can't load this file")
+        raise refused(f"{gguf.path}: llama.cpp can't load this file")
     return model
-
-
-def _n_ctx(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], None]) -> tuple[int, int]:
-    """The context to make, and the longest one to advise."""
-    trained = _number(gguf.metadata, "context_length")
-    sizes = sizes_of(gguf)
-    cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
-    memory = most_memory()
-    most = min(trained, memory // max(1, cost))
-    if options.n_ctx:
-        if options.n_ctx > trained:
-            warn(f"a context of {options.n_ctx} is longer than the {trained} of the training")
-        check_cache_fits(options.n_ctx, cost, memory)
-        return options.n_ctx, most
-    return context_size(trained, cost, cache_room(gguf, options)), most
-
-
-def _check_cache(gguf: GgufFile, options: EngineOptions) -> None:
-    """A quantized cache works in blocks within a head; llama.cpp aborts if they do not fit."""
-    head_dim = sizes_of(gguf).head_dim
-    for flag, kind in (("k", options.cache_type_k), ("v", options.cache_type_v)):
-        block = CACHE_TYPES[kind].block
-        if head_dim % block:
-            raise DotsError(
-                f"--cache-type-{flag} {kind} needs a head width that is a multiple of {block}, "
-                f"{gguf.path} has {head_dim}",
-                hint=f"use --cache-type-{flag} f16",
-            )
-
-
-def _context(
-    path: Path, model: Any, n_ctx: int, options: EngineOptions, collector: Collector | None
-) -> Any:
-    api = llama()
-    params = api.llama_context_default_params()
-    params.n_ctx = -(-n_ctx // 256) * 256  # as llama.cpp rounds, or its batch gets smaller
-    params.n_batch = min(options.n_batch, params.n_ctx)
-    params.n_ubatch = min(MAX_UBATCH, params.n_batch)
-    params.n_outputs_max = min(MAX_OUTPUTS, params.n_batch)
-    if collector is not None:
-        params.cb_eval = collector.callback
-        params.n_outputs_max = params.n_batch  # the last layer computes only what is put out
-    params.n_threads, params.n_threads_batch = options.threads()
-    params.type_k = CACHE_TYPES[options.cache_type_k].id
-    params.type_v = CACHE_TYPES[options.cache_type_v].id
-    params.flash_attn_type = FLASH_ATTN[options.flash_attn]
-    context = api.llama_init_from_model(model, params)
-    if not context:
-        raise _refused(
-            f"{path}: llama.cpp can't create a context of {n_ctx} tokens with cache types "
-            f"{options.cache_type_k} and {options.cache_type_v}"
-        )
-    return context
-
-
-def _number(metadata: Mapping[str, object], key: str) -> int:
-    value = metadata[f"dots1.{key}"]
-    assert isinstance(value, int)  # check_dots1 has seen to it
-    return value
-
-
-def _refused(message: str) -> DotsError:
-    said = log().complaints()
-    return DotsError(
-        message, hint=f"llama.cpp says: {'; '.join(said)}" if said else "run again with -v"
-    )

@@ -24,7 +24,8 @@ FLASH_ATTN = {"auto": -1, "off": 0, "on": 1}
 MAX_CTX = 1 << 20
 MAX_BATCH = 1 << 14
 MAX_OUTPUTS = 64  # rows of logits a batch may ask for: at 152,064 tokens each takes 0.6 MB
-MAX_UBATCH = 512  # tokens computed at once, llama.cpp's default
+MIN_UBATCH = 512  # tokens computed at once, llama.cpp's default
+UBATCHES = (4096, 2048, 1024)  # what is tried where experts come from the disk
 MAX_THREADS = 512  # GGML_MAX_N_THREADS, beyond which ggml aborts
 
 
@@ -63,6 +64,9 @@ class EngineOptions:
     same. `n_gpu_layers` None: all of them if there is a GPU. `n_cpu_moe`: the experts of the
     first so many layers stay on the CPU, `cpu_moe`: those of all layers. `override_tensor`:
     REGEX=BUFFER-TYPE. `rpc`: HOST:PORT of workers. `hot` None: llama.cpp's placement alone.
+    `n_batch` 0: as `n_ubatch`. `n_ubatch`, tokens computed at once, 0: 512, and more where experts
+    are read from the disk. `tier`: read experts when they are needed if they don't fit into
+    memory. `ram_nbytes`: main memory that the model may take, None for what is free.
 
     Raises:
         DotsError: a value outside its range or a name that does not exist (exit status 2).
@@ -71,7 +75,8 @@ class EngineOptions:
     n_ctx: int = 0
     n_threads: int = 0
     n_threads_batch: int = 0
-    n_batch: int = 512
+    n_batch: int = 0
+    n_ubatch: int = 0
     n_gpu_layers: int | None = None
     n_cpu_moe: int = 0
     cpu_moe: bool = False
@@ -81,13 +86,16 @@ class EngineOptions:
     flash_attn: str = "auto"
     rpc: tuple[str, ...] = ()
     hot: HotOptions | None = None
+    tier: bool = True
+    ram_nbytes: int | None = None
     verbose: bool = False
 
     def __post_init__(self) -> None:
         _check_range("--ctx-size", self.n_ctx, 0, MAX_CTX)
         _check_range("--threads", self.n_threads, 0, MAX_THREADS)
         _check_range("--threads-batch", self.n_threads_batch, 0, MAX_THREADS)
-        _check_range("--batch-size", self.n_batch, 1, MAX_BATCH)
+        _check_range("--batch-size", self.n_batch, 0, MAX_BATCH)
+        _check_range("--ubatch-size", self.n_ubatch, 0, MAX_BATCH)
         _check_range("--n-cpu-moe", self.n_cpu_moe, 0, 1 << 16)
         if self.n_gpu_layers is not None:
             _check_range("--n-gpu-layers", self.n_gpu_layers, 0, 1 << 16)

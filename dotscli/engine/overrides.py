@@ -24,7 +24,10 @@ class _Override(ctypes.Structure):
 
 
 def override_array(
-    options: EngineOptions, names: Iterable[str], last: Sequence[tuple[str, int]] = ()
+    options: EngineOptions,
+    names: Iterable[str],
+    first: Sequence[tuple[str, int]] = (),
+    last: Sequence[tuple[str, int]] = (),
 ) -> Any:
     """The overrides of these options as a C array, None if there are none.
 
@@ -33,13 +36,14 @@ def override_array(
     Args:
         options: as the user gave them.
         names: the tensors of the model; a pattern that matches none of them is a mistake.
-        last: pattern and address of a buffer type, for what no override of the options is about.
+        first: pattern and address of a buffer type, whatever the options say.
+        last: the same for what no override of the options is about.
 
     Raises:
         DotsError: a pattern that is no regular expression or matches nothing, a buffer type that
             no device has.
     """
-    pairs = [*_overrides(options, list(names)), *last]
+    pairs = [*first, *_overrides(options, list(names)), *last]
     if not pairs:
         return None
     array = (_Override * (len(pairs) + 1))()

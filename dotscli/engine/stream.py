@@ -59,6 +59,41 @@ class HotFigures:
 
 
 @dataclass(frozen=True)
+class RamFigures:
+    """What the memory tier did for one generation; a pair is one token at one of its experts.
+
+    `decode` counts batches of up to 8 tokens; a hit was in main memory when it was wanted. The
+    first five are as of now: experts in main memory, of those that are read when they are needed,
+    with the bytes that they take and may take, and whether reads go past the page cache. Of
+    `read_nbytes`, `decode_read_nbytes` came after the prompt; `wait_s` is what computing threads
+    waited for the disk.
+    """
+
+    resident_experts: int
+    n_experts: int
+    resident_nbytes: int
+    budget_nbytes: int
+    direct: bool
+    decode_hits: int
+    decode_misses: int
+    prefill_hits: int
+    prefill_misses: int
+    read_nbytes: int
+    decode_read_nbytes: int
+    wait_s: float
+
+    @property
+    def hit_rate(self) -> float:
+        """Part of the pairs that found their expert while decoding; 0 if there were none."""
+        return self.decode_hits / max(1, self.decode_hits + self.decode_misses)
+
+    @property
+    def resident_share(self) -> float:
+        """Part of these experts that is in main memory."""
+        return self.resident_experts / max(1, self.n_experts)
+
+
+@dataclass(frozen=True)
 class Stats:
     """Figures of one generation. Times are seconds spent in the engine, not in its consumer.
 
@@ -75,6 +110,7 @@ class Stats:
     decode_s: float = 0.0
     ttft_s: float = 0.0
     hot: HotFigures | None = None
+    ram: RamFigures | None = None
 
     @property
     def prefill_tps(self) -> float:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from dotscli.hot.memory_use import Verdict
 from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.placement import Placement, Request, Verdict, place
+from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.slots import HeatCounts, knee_slots
 from dotscli.terminal.text import format_bytes
 

@@ -122,6 +122,7 @@ class ModelCost:
         reserves on the CPU (within 5 %, at f16 10 %). What a device adds is assumed: K and V of one
         layer as f16 where the cache is quantized, and the experts that are copied in for a prompt.
         """
+        n_ubatch = min(n_ubatch, -(-n_ctx // 256) * 256)
         activations = n_ubatch * 4 * (2 * self.n_experts_used + 3) * self.n_embd
         mask = n_ubatch * 2 * n_ctx
         logits = OUTPUTS * 4 * self.vocab_size

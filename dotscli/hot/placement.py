@@ -12,10 +12,9 @@ Pure functions of costs, sizes and heat: no device is asked, nothing is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from enum import Enum
+from dataclasses import dataclass
 
-from dotscli.hot.memory_use import Use
+from dotscli.hot.memory_use import MainMemory, Use, Verdict, main_memory, margin_nbytes
 from dotscli.hot.model_cost import UBATCH, ModelCost
 from dotscli.hot.slots import (
     Experts,
@@ -27,10 +26,6 @@ from dotscli.hot.slots import (
     numbers,
     slot_order,
 )
-
-GIB = 1 << 30
-# Left free of any memory: what llama.cpp's own --fit leaves, less on small devices.
-MARGIN, MARGIN_SHARE = GIB, 8
 
 
 @dataclass(frozen=True)
@@ -50,19 +45,6 @@ class Request:
     type_k: str = "f16"
     type_v: str = "f16"
     n_ubatch: int = UBATCH
-
-
-class Verdict(str, Enum):
-    """What a placement comes to.
-
-    FITS: every weight has a place in one of the two memories; nothing is read twice.
-    TIER: some experts stay on the disk, and those in main memory take turns.
-    TOO_SMALL: not even the dense weights, the cache, the buffers and one layer's experts fit.
-    """
-
-    FITS = "fits"
-    TIER = "tier"
-    TOO_SMALL = "too small"
 
 
 @dataclass(frozen=True)
@@ -109,8 +91,7 @@ class StockOptions:
 class Placement:
     """What goes where. `by_heat` is False where no counts were known: every expert counts equal.
 
-    `disk_nbytes`: routed experts that have no place in a memory. Device, RAM and disk together hold
-    every weight once.
+    Device, RAM and disk together hold every weight once.
     """
 
     cost: ModelCost
@@ -119,15 +100,22 @@ class Placement:
     output_on_device: bool
     by_heat: bool
     device: Use
-    ram: Use
-    disk_nbytes: int = 0
+    main: MainMemory
+
+    @property
+    def ram(self) -> Use:
+        """What main memory is used for."""
+        return self.main.use
+
+    @property
+    def disk_nbytes(self) -> int:
+        """Routed experts that have no place in a memory."""
+        return self.main.disk
 
     @property
     def verdict(self) -> Verdict:
         """Whether it can be loaded, and how."""
-        if self.ram.missing:
-            return Verdict.TOO_SMALL
-        return Verdict.TIER if self.disk_nbytes else Verdict.FITS
+        return self.main.verdict
 
     @property
     def missing_nbytes(self) -> int:
@@ -137,8 +125,7 @@ class Placement:
     @property
     def may_repack(self) -> bool:
         """Whether there is room for the copy that llama.cpp makes of weights in main memory."""
-        copied = self.ram.dense + self.ram.experts
-        return self.verdict is Verdict.FITS and copied <= self.ram.free
+        return self.main.may_repack
 
     @property
     def n_resident(self) -> int:
@@ -187,11 +174,6 @@ class Placement:
         )
 
 
-def margin_nbytes(total: int) -> int:
-    """What is left free of a memory: 1 GiB, or an eighth where that is less."""
-    return min(MARGIN, total // MARGIN_SHARE)
-
-
 def place(cost: ModelCost, request: Request, heat: HeatCounts | None = None) -> Placement:
     """Decide what goes where.
 
@@ -229,12 +211,8 @@ def place(cost: ModelCost, request: Request, heat: HeatCounts | None = None) -> 
         compute=compute - cost.staged_nbytes,
         margin=margin_nbytes(request.ram_nbytes),
     )
-    room = ram.free
-    in_ram = rest[: n_fitting(cost, rest, room)]
-    cold = experts_nbytes(cost, rest)
-    # A batch may need every cold expert of a layer at once.
-    least = max((experts_nbytes(cost, those) for those in by_layer(cost, rest).values()), default=0)
-    ram = replace(ram, experts=min(cold, max(room, least)))
+    in_ram = rest[: n_fitting(cost, rest, ram.free)]
+    cold = [experts_nbytes(cost, those) for those in by_layer(cost, rest).values()]
     slots, second = by_layer(cost, hot), by_layer(cost, in_ram)
     layers = tuple(
         LayerPlacement(
@@ -247,9 +225,8 @@ def place(cost: ModelCost, request: Request, heat: HeatCounts | None = None) -> 
         )
         for c in cost.layers
     )
-    return Placement(
-        cost, request, layers, output, heat is not None, device, ram, cold - ram.experts
-    )
+    main = main_memory(ram, cold)
+    return Placement(cost, request, layers, output, heat is not None, device, main)
 
 
 def _dense_layers(cost: ModelCost, kv: int, left: int) -> tuple[bool, set[int]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from dataclasses import dataclass
 
-from dotscli.hot.placement import Placement, Verdict
+from dotscli.hot.memory_use import Verdict
+from dotscli.hot.placement import Placement
 
 # Part of the experts that has a place -> part of the calls it takes, where experts come again and
 # the most used ones stay: docs/hot-policy.md, "recent", column LFU.

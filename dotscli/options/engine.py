@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dotscli.options.shared import CacheTypeK, CacheTypeV, CtxSize, Heat, Panel, Threads
+from dotscli.options.shared import CacheTypeK, CacheTypeV, CtxSize, Heat, Panel, Ram, Threads
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,28 @@ class EngineFlags(PlacementFlags):
             "--batch-size",
             "-b",
             rich_help_panel=Panel.MODEL,
-            help="Prompt tokens processed at once.",
+            help="Prompt tokens given to llama.cpp at once; 0: as --ubatch-size.",
         ),
-    ] = 512
+    ] = 0
+    ubatch_size: Annotated[
+        int,
+        typer.Option(
+            "--ubatch-size",
+            "-ub",
+            rich_help_panel=Panel.MODEL,
+            help="Tokens computed at once; 0: 512, and more where experts come from the disk.",
+        ),
+    ] = 0
     cache_type_k: CacheTypeK = "f16"
     cache_type_v: CacheTypeV = "f16"
+    ram: Ram = None
+    no_tier: Annotated[
+        bool,
+        typer.Option(
+            "--no-tier", rich_help_panel=Panel.PLACEMENT,
+            help="Leave experts that don't fit into memory to the system's page cache.",
+        ),
+    ] = False  # fmt: skip
     hot: Annotated[
         str,
         typer.Option(

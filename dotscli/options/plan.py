@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dotscli.options.shared import CacheTypeK, CacheTypeV, CtxSize, Heat, Panel, Type, varied
+from dotscli.options.shared import CacheTypeK, CacheTypeV, CtxSize, Heat, Panel, Ram, Type, varied
 from dotscli.options.sizes import parse_size
 
 
@@ -22,13 +22,7 @@ class PlanFlags:
             show_default="what is free", help="Device memory; 0: no device.",
         ),
     ] = None  # fmt: skip
-    ram: Annotated[
-        int | None,
-        typer.Option(
-            "--ram", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
-            show_default="what is available", help="Main memory.",
-        ),
-    ] = None  # fmt: skip
+    ram: Ram = None
     ctx_size: CtxSize = varied(0, help="Context size in tokens; 0: at most 8192.")
     cache_type_k: CacheTypeK = "f16"
     cache_type_v: CacheTypeV = "f16"

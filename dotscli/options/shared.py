@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from dotscli.options.sizes import parse_size
+
 MAX_TOKENS = 1 << 20  # of a context or an answer
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
 
@@ -148,6 +150,14 @@ CacheTypeV = Annotated[
     typer.Option(
         "--cache-type-v", "-ctv", metavar="TYPE", rich_help_panel=Panel.MODEL,
         help="Type of the V cache.",
+    ),
+]  # fmt: skip
+Ram = Annotated[
+    int | None,
+    typer.Option(
+        "--ram", envvar="DOTS_RAM", metavar="SIZE", parser=parse_size,
+        rich_help_panel=Panel.PLACEMENT, show_default="what is free",
+        help="Main memory for the model; experts that don't fit are read when needed.",
     ),
 ]  # fmt: skip
 Heat = Annotated[

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from dotscli.hot.contexts import Column
-from dotscli.hot.memory_use import Use
-from dotscli.hot.placement import Placement, Verdict
+from dotscli.hot.memory_use import Use, Verdict
+from dotscli.hot.placement import Placement
 from dotscli.hot.slots import knee_slots
 from dotscli.hot.throughput import flat_traffic
 from dotscli.terminal.terminal import Terminal

@@ -6,7 +6,7 @@ CPU. Whether there are hot experts at all was decided before, in `dotscli.engine
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import fields
 from typing import Any
 
@@ -16,11 +16,10 @@ from dotscli.engine.hot.choice import HotChoice
 from dotscli.engine.hot.trial import compare
 from dotscli.engine.stream import HotFigures
 from dotscli.errors import DotsError
-from dotscli.hot import backend
 from dotscli.hot.adapt import Adaptation, n_tokens_of, token_counts
 from dotscli.hot.expert_cache import ExpertCache, HotCounters
+from dotscli.hot.memory_use import margin_nbytes
 from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.placement import margin_nbytes
 from dotscli.hot.slots import HeatCounts, expert_shares, slot_order
 from dotscli.terminal.text import format_bytes
 
@@ -51,42 +50,37 @@ def residents_for(
 class HotExperts:
     """Opened, `loaded`, `fill`ed, used; then `finish`ed and, without the model, `close`d."""
 
-    def __init__(self, choice: HotChoice, warn: Callable[[str], None]) -> None:
-        """Registers the backend with llama.cpp.
-
-        Raises:
-            DotsError: the backend refuses.
-        """
+    def __init__(self, choice: HotChoice, cache: ExpertCache, warn: Callable[[str], None]) -> None:
+        """Takes a cache that was opened on the device of the choice."""
         self._choice = choice
         self._warn = warn
-        self._model: ExpertCache = backend.open_cache(choice.device.name)
+        self._model = cache
         self._adaptation: Adaptation | None = None
         self._before = NO_COUNTERS
         self._last: HotFigures | None = None
 
-    @property
-    def placements(self) -> Sequence[tuple[str, int]]:
-        """Pattern and address of a buffer type: where the routed experts go."""
-        return self._model.placements
+    def fill(self, on_progress: Callable[[float, float], None] | None) -> None:
+        """Reserves slots and copies the first residents into them.
 
-    def loaded(self) -> None:
-        """Ends the load, also one that failed."""
-        self._model.loaded()
-
-    def fill(self, on_progress: Callable[[float], None] | None) -> None:
-        """Reserves slots and copies the first residents into them; `on_progress` gets 0 to 1."""
+        Args:
+            on_progress: gets (bytes copied, bytes to copy).
+        """
         layers = {layer.layer for layer in self._model.layers()}
         nbytes = self._budget()
         wanted = residents_for(self._choice.cost, self._choice.heat, nbytes, layers)
         problems = []
-        for done, (layer, experts) in enumerate(sorted(wanted.items())):
+        size = {cost.layer: cost.expert_nbytes for cost in self._choice.cost.moe_layers}
+        total = sum(size[layer] * len(experts) for layer, experts in wanted.items())
+        done = 0
+        for layer, experts in sorted(wanted.items()):
             try:
                 self._model.reserve(layer, len(experts))
                 self._model.set_residents(layer, experts)
             except DotsError as error:
                 problems.append(error.message)
+            done += size[layer] * len(experts)
             if on_progress is not None:
-                on_progress((done + 1) / len(wanted))
+                on_progress(done, total)
         if problems:
             more = f" ({len(problems)} layers in all)" if len(problems) > 1 else ""
             self._warn(f"{problems[0]}{more}; their experts stay on the CPU")

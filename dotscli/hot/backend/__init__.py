@@ -15,8 +15,8 @@ def unavailable() -> str:
     return plugin.unavailable()
 
 
-def open_cache(device: str) -> ExpertCache:
-    """Begin to load a model whose hot experts will live on a device, by its ggml name.
+def open_cache(device: str | None) -> ExpertCache:
+    """Begin to load a model whose hot experts will live on a device, by its ggml name, or on none.
 
     Raises:
         DotsError: no such device, another model is being loaded, or there is no backend here.

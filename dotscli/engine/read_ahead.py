@@ -1,0 +1,92 @@
+"""Weights that a load is about to read, asked for in large pieces ahead of it.
+
+llama.cpp reads one tensor after the other, and the kernel reads ahead as little as the disk is set
+to: 128 KiB on most. Asked by name it reads as fast as the disk can. Pages that were read are given
+back at the end, for the weights have been copied. Where the system has no such call, nothing
+happens and everything works.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Container
+from pathlib import Path
+from types import TracebackType
+
+from dotscli.models.gguf_file import GgufFile
+from dotscli.models.tensor_places import files_of, tensor_places
+
+WINDOW = 256 << 20  # bytes ahead
+PIECE = 16 << 20  # bytes of one call
+
+
+class ReadAhead:
+    """A thread for the time of a load. Use it as a context manager.
+
+    Args:
+        gguf: the model.
+        without: names of tensors that aren't read.
+    """
+
+    def __init__(self, gguf: GgufFile, without: Container[str]) -> None:
+        self._paths: tuple[Path, ...] = files_of(gguf)
+        self._pieces: list[tuple[int, int, int]] = []  # file, offset, bytes
+        for file, offset, tensor in tensor_places(gguf):
+            if tensor.name not in without:
+                self._pieces += [
+                    (file, offset + at, min(PIECE, tensor.nbytes - at))
+                    for at in range(0, tensor.nbytes, PIECE)
+                ]
+        self._changed = threading.Condition()
+        self._read = 0
+        self._ended = False
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+
+    def __enter__(self) -> ReadAhead:
+        if hasattr(os, "posix_fadvise"):
+            self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._changed:
+            self._ended = True
+            self._changed.notify()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def reached(self, nbytes: int) -> None:
+        """So much has been read by now."""
+        with self._changed:
+            self._read = nbytes
+            self._changed.notify()
+
+    def _run(self) -> None:
+        files: dict[int, int] = {}
+        asked = 0
+        try:
+            for file, offset, nbytes in self._pieces:
+                with self._changed:
+                    while asked > self._read + WINDOW and not self._ended:
+                        self._changed.wait()
+                    if self._ended:
+                        break
+                if file not in files:
+                    files[file] = os.open(self._paths[file], os.O_RDONLY)
+                os.posix_fadvise(files[file], offset, nbytes, os.POSIX_FADV_WILLNEED)
+                asked += nbytes
+            with self._changed:
+                while not self._ended:
+                    self._changed.wait()
+            for descriptor in files.values():
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        except OSError:
+            pass  # it was only a hint; who reads the file says what is wrong with it
+        finally:
+            for descriptor in files.values():
+                os.close(descriptor)
