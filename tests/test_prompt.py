@@ -59,7 +59,7 @@ def test_json_has_the_documented_keys_also_at_the_length_limit(tiny_gguf: Path) 
     assert value["n_ctx"] == 512
     assert value["usage"]["completion_tokens"] == 5
     assert set(value["usage"]) == {"prompt_tokens", "completion_tokens"}
-    assert set(value["timings"]) == {"load_s", "ttft_s", "prefill_tps", "decode_tps"}
+    assert set(value["timings"]) == {"load_s", "load", "ttft_s", "prefill_tps", "decode_tps"}
     assert value["hot"] is None
 
 

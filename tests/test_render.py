@@ -59,9 +59,16 @@ def test_the_line_of_figures_of_nothing() -> None:
     assert stats_line(Stats(), n_ctx=512, seed=0) == "0 tok · prefill 0 tok · ctx 0/512 · seed 0"
 
 
+def test_a_long_load_is_in_the_line_of_figures() -> None:
+    assert "load" not in stats_line(STATS, n_ctx=512, seed=0, load_s=0.99)
+    assert " · load 12.3 s · " in stats_line(STATS, n_ctx=512, seed=0, load_s=12.34)
+
+
 def test_the_json_object() -> None:
     answer = Answer("Hello", "stop", STATS)
-    value = answer_json(answer, model=Path("m.gguf"), seed=1, n_ctx=512, load_s=0.25)
+    value = answer_json(
+        answer, model=Path("m.gguf"), seed=1, n_ctx=512, load_s=0.25, phases={"weights_s": 0.123456}
+    )
     assert value == {
         "text": "Hello",
         "finish_reason": "stop",
@@ -69,8 +76,15 @@ def test_the_json_object() -> None:
         "seed": 1,
         "n_ctx": 512,
         "usage": {"prompt_tokens": 1204, "completion_tokens": 312},
-        "timings": {"load_s": 0.25, "ttft_s": 4.02, "prefill_tps": 38.5, "decode_tps": 4.15},
+        "timings": {
+            "load_s": 0.25,
+            "load": {"weights_s": 0.1235},
+            "ttft_s": 4.02,
+            "prefill_tps": 38.5,
+            "decode_tps": 4.15,
+        },
         "hot": None,
+        "ram": None,
     }
 
 

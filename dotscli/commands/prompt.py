@@ -129,7 +129,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
             terminal.json(
                 answer_json(
                     answer, model=path, seed=sampling.seed, n_ctx=engine.n_ctx,
-                    load_s=engine.load_s, hot_off=engine.hot_off,
+                    load_s=engine.load_s, phases=engine.phases, hot_off=engine.hot_off,
                 )
             )  # fmt: skip
         else:
@@ -143,6 +143,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                     seed=sampling.seed,
                     finish_reason=answer.finish_reason,
                     width=terminal.width if terminal.stderr_is_tty else 0,
+                    load_s=engine.load_s,
                 )
             )
         if answer.finish_reason == "context":

@@ -5,7 +5,7 @@ It knows no engine: pieces come from an iterator, whoever makes them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +15,8 @@ from dotscli.terminal.markdown import Tint
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import printable
+
+LONG_LOAD_S = 1.0  # shorter ones go without saying
 
 
 @dataclass
@@ -37,9 +39,19 @@ class Answer:
 
 
 def answer_json(
-    answer: Answer, *, model: Path, seed: int, n_ctx: int, load_s: float, hot_off: str = ""
+    answer: Answer,
+    *,
+    model: Path,
+    seed: int,
+    n_ctx: int,
+    load_s: float,
+    phases: Mapping[str, float],
+    hot_off: str = "",
 ) -> dict[str, object]:
-    """The object that `dots prompt --json` prints; `hot_off` is why hot experts are."""
+    """The object that `dots prompt --json` prints; `hot_off` is why hot experts are.
+
+    `phases`: the seconds that the parts of the load took.
+    """
     stats = answer.stats
     no_hot = {"reason": hot_off} if hot_off else None
     return {
@@ -54,6 +66,7 @@ def answer_json(
         },
         "timings": {
             "load_s": round(load_s, 4),
+            "load": {name: round(seconds, 4) for name, seconds in phases.items()},
             "ttft_s": round(stats.ttft_s, 4),
             "prefill_tps": round(stats.prefill_tps, 2),
             "decode_tps": round(stats.decode_tps, 2),
@@ -97,7 +110,13 @@ def ram_json(ram: RamFigures, n_decoded: int) -> dict[str, object]:
 
 
 def stats_line(
-    stats: Stats, *, n_ctx: int, seed: int, finish_reason: str = "stop", width: int = 0
+    stats: Stats,
+    *,
+    n_ctx: int,
+    seed: int,
+    finish_reason: str = "stop",
+    width: int = 0,
+    load_s: float = 0.0,
 ) -> str:
     """One line of figures: `312 tok · 4.1 tok/s · prefill 154 tok @ 38 tok/s (1,050 reused) ...`
 
@@ -122,10 +141,12 @@ def stats_line(
         parts.append(f"RAM {stats.ram.resident_share:.0%} @ {stats.ram.hit_rate:.0%} hits")
     if stats.ttft_s:
         parts.append(f"TTFT {stats.ttft_s:.2f} s")
+    if load_s >= LONG_LOAD_S:
+        parts.append(f"load {load_s:.1f} s")
     used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
     parts.append(f"ctx {short(used)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
-    for least in ("TTFT", "ctx", "RAM", "hot", "prefill"):
+    for least in ("load", "TTFT", "ctx", "RAM", "hot", "prefill"):
         if 0 < width <= len(" · ".join(parts)):
             parts = [part for part in parts if not part.startswith(least)]
     return " · ".join(parts)

@@ -155,19 +155,19 @@ def _loaded(
     opened = open_experts(gguf, plan, options, choice, warn)
     loaded.hot, loaded.tier = opened.hot, opened.tier
     try:
-        with _phase(loaded, "weights"):
+        with _phase(loaded, "weights_s"):
             loaded.model = _model(gguf, options, plan, opened, on_progress, loaded)
         if loaded.tier:
             loaded.tier.loaded()
         loaded.n_ctx = plan.n_ctx
-        with _phase(loaded, "context"), signals_noted():  # what is raised while it logs is lost
+        with _phase(loaded, "context_s"), signals_noted():  # what is raised while it logs is lost
             loaded.context = new_context(
                 gguf.path, loaded.model, plan.n_ctx, plan.n_ubatch, options, collector
             )
         if loaded.tier:
             loaded.tier.start()
         if loaded.hot:
-            with _phase(loaded, "hot experts"):
+            with _phase(loaded, "hot_experts_s"):
                 loaded.hot.fill(on_progress)
         if loaded.tier:
             loaded.tier.warm()

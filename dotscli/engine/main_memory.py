@@ -21,6 +21,7 @@ from dotscli.models.gguf_file import GgufFile, GgufTensor
 from dotscli.terminal.text import format_bytes
 
 STEP = 256  # llama.cpp rounds contexts up to it
+SHORT = 2048  # tokens of context that experts may not be given the memory of
 SHORTEST = 512  # tokens of context that are still worth a load
 UBATCH_SHARE = 8  # of the experts' memory at most, for the buffers of larger batches
 N_STACKS = 3  # tensors of experts in a layer: gate, up and down
@@ -146,10 +147,10 @@ def load_sizes(
 def _sized(cost: ModelCost, what: Held, options: EngineOptions, ram: int, cache_room: int) -> int:
     """A context by what is free; experts that don't fit leave what the rest doesn't take."""
     token = cost.kv_layer_nbytes(STEP, options.cache_type_k, options.cache_type_v) // STEP
-    room = cache_room
     if what.n_cached and what.dense + sum(what.cold.values()) > ram:
         room = max(0, ram - what.dense)
-    return context_size(cost.n_ctx_train, token * len(cost.layers), room)
+        return context_size(cost.n_ctx_train, token * len(cost.layers), room, SHORT)
+    return context_size(cost.n_ctx_train, token * len(cost.layers), cache_room)
 
 
 def _ubatch(made: Callable[[int, int], MainMemory], memory: MainMemory, n_ctx: int) -> int:

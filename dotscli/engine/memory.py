@@ -22,15 +22,17 @@ def bytes_per_token(n_layers: int, width: int, options: EngineOptions) -> int:
     return n_layers * row
 
 
-def context_size(n_ctx_train: int, token_bytes: int, free_bytes: int) -> int:
+def context_size(
+    n_ctx_train: int, token_bytes: int, free_bytes: int, shortest: int = SHORTEST
+) -> int:
     """Tokens of context to ask for when the user did not say.
 
-    At most what the model was trained on and 32,768; at least 4,096 where the model allows, even
-    if memory looks short, because the figures of free memory are themselves estimates. In between
-    the cache may take a quarter of what is free. A multiple of 256, as llama.cpp rounds anyway.
+    At most what the model was trained on and 32,768; at least `shortest` where the model allows,
+    even if memory looks short, because the figures of free memory are themselves estimates. In
+    between the cache may take a quarter of what is free. A multiple of 256, as llama.cpp rounds.
     """
     fits = int(free_bytes * CACHE_SHARE) // max(1, token_bytes) // 256 * 256
-    return min(n_ctx_train, LONGEST, max(SHORTEST, fits))
+    return min(n_ctx_train, LONGEST, max(shortest, fits))
 
 
 def check_cache_fits(n_ctx: int, token_bytes: int, free_bytes: int) -> None:
