@@ -21,6 +21,7 @@ from dotscli.hot.backend import library
 from dotscli.hot.backend.plugin import HotModel
 from tests import tiny
 
+READ, MAPPED = 0, 1  # enum llama_load_mode
 SILENT = llama_cpp.llama_log_callback(lambda *_: None)
 Type = gguf.GGMLQuantizationType
 NAMES = {
@@ -189,7 +190,7 @@ class Run:
         llama_cpp.llama_backend_init()
         params = llama_cpp.llama_model_default_params()
         params.n_gpu_layers = 99 if dense_on else 0
-        params.use_mmap = use_mmap
+        params.load_mode = MAPPED if use_mmap else READ
         params.use_extra_bufts = extra
         # Without such a list llama.cpp takes every device of the process.
         self.devices = (ctypes.c_void_p * 2)(find_device(dense_on) if dense_on else None, None)
@@ -229,6 +230,18 @@ class Run:
 
     def decode(self, tokens: Sequence[int], *, outputs: bool = True) -> np.ndarray:
         """Logits of every token, float32 [n_tokens, n_vocab]; of none if no outputs are wanted."""
+        assert self.try_decode(tokens, outputs=outputs) == 0
+        return self.logits(len(tokens) if outputs else 0)
+
+    def logits(self, n: int) -> np.ndarray:
+        """Those of the last batch, which had so many outputs: float32 [n, n_vocab]."""
+        if n == 0:
+            return np.empty((0, self.n_vocab), np.float32)
+        logits = llama_cpp.llama_get_logits(self.ctx)
+        return np.ctypeslib.as_array(logits, (n, self.n_vocab)).copy()
+
+    def try_decode(self, tokens: Sequence[int], *, outputs: bool = True) -> int:
+        """What llama_decode says: 0 if it went well."""
         n = len(tokens)
         batch = llama_cpp.llama_batch_init(n, 0, 1)
         batch.n_tokens = n
@@ -238,13 +251,10 @@ class Run:
             batch.n_seq_id[i] = 1
             batch.seq_id[i][0] = 0
             batch.logits[i] = outputs
-        assert llama_cpp.llama_decode(self.ctx, batch) == 0
+        status = int(llama_cpp.llama_decode(self.ctx, batch))
         llama_cpp.llama_batch_free(batch)
-        self.position += n
-        if not outputs:
-            return np.empty((0, self.n_vocab), np.float32)
-        logits = llama_cpp.llama_get_logits(self.ctx)
-        return np.ctypeslib.as_array(logits, (n, self.n_vocab)).copy()
+        self.position += n if status == 0 else 0
+        return status
 
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.ctx), True)

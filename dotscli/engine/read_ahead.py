@@ -18,7 +18,7 @@ from dotscli.models.gguf_file import GgufFile
 from dotscli.models.tensor_places import files_of, tensor_places
 
 WINDOW = 256 << 20  # bytes ahead
-PIECE = 16 << 20  # bytes of one call
+PIECE = 128 << 10  # bytes of one call: of more, the kernel reads only what it reads ahead
 
 
 class ReadAhead:

@@ -12,6 +12,7 @@ namespace hot {
 
 static constexpr size_t   WAVE        = 8;  // experts that a long prompt computes at once
 static constexpr uint64_t PATIENCE_NS = 30'000'000'000;
+static const char * const NO_ROOM     = "the memory for experts has no room for one more";
 
 bool hot_context::aborted() const {
     return abort_ != nullptr && abort_(abort_data_);
@@ -154,7 +155,7 @@ int hot_context::compute_tiered(const layer_run & run) {
         if (turn_.n_taken == next) {
             // Others hold whatever there is room for.
             if (now_ns() - since > PATIENCE_NS) {
-                run.model->failed("the memory for experts has no room for one more");
+                run.model->failed(NO_ROOM);
                 return fail_tiered(run);
             }
             if (!run.model->tier->wait_for_room([this] { return aborted(); })) {
@@ -175,13 +176,15 @@ int hot_context::compute_tiered(const layer_run & run) {
 }
 
 int hot_context::run_piece(hot_model & model, moe_layer & layer, const ggml_tensor * ids, ggml_cgraph * graph) {
+    const uint64_t       since = now_ns();
+    const auto           ended = [this, since] { return aborted() || now_ns() - since > PATIENCE_NS; };
     std::vector<int32_t> taken;
     bool                 there = true;
     for (int64_t t = 0; t < ids->ne[1] && there; t++) {
         for (int64_t u = 0; u < ids->ne[0] && there; u++) {
             const int32_t expert = expert_at(ids, u, t);
             if (std::find(taken.begin(), taken.end(), expert) == taken.end()) {
-                there = expert >= 0 && expert < layer.n_experts && model.tier->take_whole(layer.index, expert, [this] { return aborted(); });
+                there = expert >= 0 && expert < layer.n_experts && model.tier->take_whole(layer.index, expert, ended);
                 if (there) {
                     taken.push_back(expert);
                 }
@@ -192,8 +195,9 @@ int hot_context::run_piece(hot_model & model, moe_layer & layer, const ggml_tens
     for (int32_t expert : taken) {
         model.tier->release(layer.index, expert);
     }
-    if (const std::string problem = there ? "" : model.tier->take_problem(); !problem.empty()) {
-        model.failed(problem);
+    if (!there && !aborted()) {
+        const std::string problem = model.tier->take_problem();
+        model.failed(problem.empty() ? NO_ROOM : problem);
     }
     return status;
 }
