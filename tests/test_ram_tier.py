@@ -214,8 +214,8 @@ def test_two_contexts_and_two_models_at_once(model: Path, expected: list[np.ndar
 
 def test_nothing_is_left_when_it_is_closed(model: Path) -> None:
     def held() -> tuple[int, int]:
-        files = [os.path.realpath(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd")]
-        return files.count(str(model)), len(os.listdir("/proc/self/task"))
+        files = [os.path.realpath(file) for file in Path("/proc/self/fd").iterdir()]
+        return files.count(str(model)), len(list(Path("/proc/self/task").iterdir()))
 
     if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc")
