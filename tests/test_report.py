@@ -196,6 +196,11 @@ def test_nothing_of_the_users_is_overwritten(tiny_checkpoint: Path, tmp_path: Pa
             '"power": [1]}]}',
             "not a number from 0 up",
         ),
+        (
+            '{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4, "error": [1], '
+            '"power": [1e-310]}]}',
+            "not a number from 0 up",
+        ),
         ('{"format": 1, "tensors": []}' + " " * (16 << 20), "is larger than 16777216 bytes"),
         (
             '{"format": 1, "tensors": [{"name": "a", "type": "F32", "bytes": 4, "error": [1, 1], '

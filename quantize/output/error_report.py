@@ -24,7 +24,8 @@ from dotscli.quantize.rows.error import ErrorAndPower, relative_error
 FORMAT = 1
 MAX_FILE_NBYTES = 16 << 20  # a model of 142 B weights has less than 1 MB
 _MAX_MATRICES = 1 << 15
-_MAX_NUMBER = 1e300
+# Squares of float32 and their sums: 1e-90 to 1e+90. What is computed of these stays a number.
+_MIN_NUMBER, _MAX_NUMBER = 1e-100, 1e100
 _DIGITS = 6
 
 
@@ -174,7 +175,11 @@ def _read(path: Path, tensor: object) -> TensorErrors:
 
 def _numbers(path: Path, name: str, value: object) -> tuple[float, ...]:
     values = value if isinstance(value, list) else [value]
-    numbers = [v for v in values if isinstance(v, int | float) and 0 <= v < _MAX_NUMBER]
+    numbers = [
+        v
+        for v in values
+        if isinstance(v, int | float) and (v == 0 or _MIN_NUMBER <= v <= _MAX_NUMBER)
+    ]
     if not 1 <= len(values) <= _MAX_MATRICES or len(numbers) < len(values):
         raise DotsError(f"{path}: {name} has an error or power that is not a number from 0 up")
     return tuple(map(float, numbers))
