@@ -106,7 +106,10 @@ def _kind(value: object) -> str:
 
 def shown(value: object) -> str:
     """A value as it appears in an error message: JSON, ASCII only, cut when long."""
-    text = json.dumps(value, default=str)
+    try:
+        text = json.dumps(value, default=str)
+    except RecursionError:  # the decoder goes deeper than the encoder
+        return "a value of too many levels"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 3] + "..."
 
 

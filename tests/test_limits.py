@@ -18,7 +18,7 @@ import pytest
 from dotscli.errors import DotsError
 from dotscli.hot.heat_store import load as load_heat
 from dotscli.models.gguf_file import MAX_HEADER_NBYTES, read_gguf
-from dotscli.models.json_file import MAX_JSON_NBYTES, MAX_VALUES, parse_object, read_object
+from dotscli.models.json_file import MAX_JSON_NBYTES, MAX_VALUES, parse_object, read_object, shown
 from dotscli.models.vocab import Vocab
 from dotscli.quantize import plan_checkpoint, quantize_checkpoint
 from dotscli.quantize.source.safetensors_header import MAX_HEADER_NBYTES as MAX_SHARD_HEADER
@@ -220,3 +220,10 @@ def test_shards_hold_a_bounded_number_of_tensors(
     monkeypatch.setattr("dotscli.quantize.source.shards.MAX_TENSORS", 20)
     with pytest.raises(DotsError, match="more than 20 tensors"):
         list(quantize_checkpoint(folder, tmp_path / "o.gguf"))
+
+
+def test_a_value_of_too_many_levels_can_still_be_complained_about() -> None:
+    value: list[object] = []
+    for _ in range(sys.getrecursionlimit() + 100):
+        value = [value]
+    assert shown(value) == "a value of too many levels"
