@@ -5,6 +5,7 @@
     python -m bench.full_size holes -o FILE.gguf         # header and hole: no disk, any system
     python -m bench.full_size checkpoint                 # 266 GiB of bf16 in 67 shards: XFS, root
     python -m bench.full_size pass                       # quantize, kill, resume, verify: 1,300 s
+    python -m bench.full_size answer --out FILE.md       # `dots prompt` under 8, 12 and 16 GiB
     python -m bench.full_size clean                      # unmount and remove everything
 
 Everything lies in --at, file systems in sparse files among it, until `clean` removes it.
@@ -20,13 +21,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.full_size import shapes, volume
+from bench.full_size.answers import N_TOKENS, answers_table
 from bench.full_size.checkpoint import write_checkpoint
 from bench.full_size.holes import write_holes
 from bench.full_size.model import write_model
-from bench.full_size.passes import run_passes
+from bench.full_size.passes import results, run_passes
 from bench.full_size.reflink import occupied
 from bench.gpu.model import Routing
 from bench.lib.checkpoint import Shape
+from bench.lib.measure import table, write_report
 from bench.lib.reference import cache_folder
 from dotscli.options.sizes import parse_size
 
@@ -50,6 +53,9 @@ def main() -> None:
     checkpoint.set_defaults(run=_checkpoint)
     passes = steps.add_parser("pass", help="quantize, kill, resume, verify, inspect, plan")
     passes.set_defaults(run=_pass)
+    answer = steps.add_parser("answer", help="the model under limits of memory, and a report")
+    answer.add_argument("--out", type=Path, required=True, help="docs/bench/full-size.md")
+    answer.set_defaults(run=_answer)
     clean = steps.add_parser("clean", help="unmount and remove everything in --at")
     clean.set_defaults(run=_clean)
     options = parser.parse_args()
@@ -101,6 +107,28 @@ def _checkpoint(options: argparse.Namespace) -> None:
 
 def _pass(options: argparse.Namespace) -> None:
     run_passes(options.at, volume.Volume(options.at, "xfs").mount() / CHECKPOINT)
+
+
+def _answer(options: argparse.Namespace) -> None:
+    model = volume.Volume(options.at, "xfs").mount() / "real.gguf"
+    passes = [
+        [name, f"{found['wall_s']:.1f}", f"{found['cpu_s']:.1f}", _mib(found["peak_private"])]
+        for name, found in results(options.at).items()
+    ]
+    answers = (
+        f"{model.name}: {model.stat().st_size:,} bytes of the real shapes, blocks of random "
+        f"weights that share their place on the disk. `dots prompt`, {N_TOKENS} tokens; experts in "
+        "memory and hits are those at the end."
+    )
+    sections = ["## An answer under a hard limit of memory", answers, answers_table(model)]
+    if passes:
+        header = ["step", "wall, s", "CPU, s", "peak of private memory, MiB"]
+        sections += ["## The pass, when it was last run", table(header, passes)]
+    write_report(options.out, "The model at its full size", sections)
+
+
+def _mib(nbytes: float | str) -> str:
+    return f"{float(nbytes) / 2**20:.0f}"
 
 
 def _model(options: argparse.Namespace) -> None:

@@ -1,8 +1,8 @@
 """What a load will make of main memory: whether weights fit, how long a context, how large a batch.
 
-Whoever places nothing by hand gets what `dotscli.hot.placement` says, which `dots plan` prints;
-with -ngl, -ncmoe or -ot, tensors are looked up one by one, by llama.cpp's rules. The rest is the
-same function for both, `dotscli.hot.memory_use.main_memory`.
+Tensors are looked up one by one, by llama.cpp's rules, so that -ngl, -ncmoe and -ot count. What
+follows from them is decided by `dotscli.hot.memory_use.main_memory`, as `dots plan` does; tests
+hold both against each other. It asks for no memory and no device.
 """
 
 from __future__ import annotations

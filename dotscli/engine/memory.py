@@ -76,13 +76,6 @@ def cache_room(gguf: GgufFile, options: EngineOptions) -> int:
     return on_gpus or free_memory(weights_nbytes(gguf))  # on GPUs the weights are there already
 
 
-def missing_memory(gguf: GgufFile, options: EngineOptions) -> int:
-    """Bytes of the weights that neither main memory nor the GPUs have room for; 0 if all fit."""
-    return max(
-        0, weights_nbytes(gguf) - gpu_memory() * (options.n_gpu_layers != 0) - free_memory(0)
-    )
-
-
 def weights_nbytes(gguf: GgufFile) -> int:
     """Bytes of all tensors."""
     return sum(tensor.nbytes for tensor in gguf.tensors)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dotscli.engine.hot.choice import HotChoice
+from dotscli.engine.hot.choice import HotChoice, kept_heat
 from dotscli.engine.load_plan import LoadPlan
 from dotscli.engine.options import EngineOptions
 from dotscli.errors import DotsError
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from dotscli.engine.hot.experts import HotExperts
     from dotscli.engine.hot.tier import MemoryTier
     from dotscli.hot.expert_cache import ExpertCache
-    from dotscli.hot.kept_heat import KeptHeat
 
 
 @dataclass(frozen=True)
@@ -69,7 +68,7 @@ def open_experts(
         from dotscli.engine.hot.tier import MemoryTier
 
         limit = None if options.ram_nbytes is None else plan.memory.use.experts
-        kept = _kept(gguf, plan, options, choice, warn)
+        kept = choice.kept if choice else kept_heat(gguf, plan.cost, options.hot, warn)
         owned = hot is None
         tier = MemoryTier(cache, gguf, plan.cost, plan.tiered, limit, kept, owned=owned, warn=warn)
     except BaseException:
@@ -77,23 +76,3 @@ def open_experts(
         cache.close()
         raise
     return Opened(cache, hot, tier)
-
-
-def _kept(
-    gguf: GgufFile,
-    plan: LoadPlan,
-    options: EngineOptions,
-    choice: HotChoice | None,
-    warn: Callable[[str], None],
-) -> KeptHeat:
-    if choice is not None:
-        return choice.kept
-    from dotscli.hot.heat_store import file_of
-    from dotscli.hot.kept_heat import KeptHeat
-
-    hot = options.hot
-    path = file_of(gguf.path, hot.folder) if hot is not None and hot.folder is not None else None
-    kept = KeptHeat(plan.cost, path, hot.heat if hot is not None else None)
-    if kept.problem:
-        warn(kept.problem)
-    return kept

@@ -1,8 +1,8 @@
-"""Weights that a load is about to read, asked for in large pieces ahead of it.
+"""Weights that a load is about to read, asked for well ahead of it.
 
 llama.cpp reads one tensor after the other, and the kernel reads ahead as little as the disk is set
-to: 128 KiB on most. Asked by name it reads as fast as the disk can. Pages that were read are given
-back at the end, for the weights have been copied. Where the system has no such call, nothing
+to: 128 KiB on most. Asked for piece by piece, much more is on its way. Pages that were read are
+given back at the end, for the weights have been copied. Where the system has no such call, nothing
 happens and everything works.
 """
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from dotscli.engine.devices import Device
 from dotscli.engine.hot.device import gpus, hot_device
 from dotscli.engine.hot.placement import as_placed, placement_on, places_experts
-from dotscli.engine.options import EngineOptions
+from dotscli.engine.options import EngineOptions, HotOptions
 from dotscli.hot.model_cost import ModelCost, file_cost
 from dotscli.hot.slots import HeatCounts
 from dotscli.models.gguf_file import GgufFile
@@ -67,6 +67,31 @@ def as_counts(kept: KeptHeat) -> HeatCounts | None:
     return {layer: counts.tolist() for layer, counts in kept.heat.layers.items()}
 
 
+def heat_file(gguf: GgufFile, hot: HotOptions | None) -> Path | None:
+    """Where this model's counts are kept, None for nowhere."""
+    if hot is None or hot.folder is None:
+        return None
+    from dotscli.hot.heat_store import file_of  # with numpy, which stock need not wait for
+
+    return file_of(gguf.path, hot.folder)
+
+
+def kept_heat(
+    gguf: GgufFile, cost: ModelCost, hot: HotOptions | None, warn: Callable[[str], None]
+) -> KeptHeat:
+    """What is known of the experts' use; a kept file that can't be used is a warning.
+
+    Raises:
+        DotsError: heat that was given and can't be used.
+    """
+    from dotscli.hot.kept_heat import KeptHeat
+
+    kept = KeptHeat(cost, heat_file(gguf, hot), hot.heat if hot is not None else None)
+    if kept.problem:
+        warn(kept.problem)
+    return kept
+
+
 def choose(
     gguf: GgufFile,
     options: EngineOptions,
@@ -96,14 +121,9 @@ def choose(
 
     if device is None:
         return off("llama.cpp sees no GPU here; to try them: --hot 1M --hot-device CPU")
-    from dotscli.hot.heat_store import file_of  # with numpy, which stock need not wait for
-    from dotscli.hot.kept_heat import KeptHeat
-
     cost = file_cost(gguf)
-    path = file_of(gguf.path, hot.folder) if hot.folder is not None else None
-    kept = KeptHeat(cost, path, hot.heat)
-    if kept.problem:
-        warn(kept.problem)
+    path = heat_file(gguf, hot)
+    kept = kept_heat(gguf, cost, hot, warn)
     smallest = min((layer.expert_nbytes for layer in cost.moe_layers), default=0)
     stock = options
     if hot.nbytes is not None:

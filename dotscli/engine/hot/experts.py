@@ -20,7 +20,7 @@ from dotscli.hot.adapt import Adaptation, n_tokens_of, token_counts
 from dotscli.hot.expert_cache import ExpertCache, HotCounters
 from dotscli.hot.memory_use import margin_nbytes
 from dotscli.hot.model_cost import ModelCost
-from dotscli.hot.slots import HeatCounts, expert_shares, slot_order
+from dotscli.hot.slots import HeatCounts, expert_shares, n_fitting, slot_order
 from dotscli.terminal.text import format_bytes
 
 NO_COUNTERS = HotCounters(**{field.name: 0 for field in fields(HotCounters)})
@@ -34,21 +34,16 @@ def residents_for(
     Args:
         layers: those whose experts the backend holds; others were sent elsewhere.
     """
-    size = {layer.layer: layer.expert_nbytes for layer in cost.moe_layers}
+    order = slot_order(cost, expert_shares(cost, heat), by_heat=heat is not None)
+    there = [pair for pair in order if pair[0] in layers]
     found: dict[int, list[int]] = {}
-    shares = expert_shares(cost, heat)
-    for layer, expert in slot_order(cost, shares, by_heat=heat is not None):
-        if layer not in layers:
-            continue
-        nbytes -= size[layer]
-        if nbytes < 0:
-            break
+    for layer, expert in there[: n_fitting(cost, there, nbytes)]:
         found.setdefault(layer, []).append(expert)
     return found
 
 
 class HotExperts:
-    """Opened, `loaded`, `fill`ed, used; then `finish`ed and, without the model, `close`d."""
+    """Made before the load, `fill`ed after it, used, `finish`ed; `close`d without the model."""
 
     def __init__(self, choice: HotChoice, cache: ExpertCache, warn: Callable[[str], None]) -> None:
         """Takes a cache that was opened on the device of the choice."""

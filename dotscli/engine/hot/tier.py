@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 
 from dotscli.engine.available import available_memory
+from dotscli.engine.hot.choice import as_counts
 from dotscli.engine.stream import RamFigures
 from dotscli.errors import DotsError
 from dotscli.hot.adapt import n_tokens_of, token_counts
@@ -107,19 +108,17 @@ class MemoryTier:
 
     def warm(self) -> None:
         """Reads what earlier runs have used most, then the others, until memory is full."""
-        heat = self._kept.heat
-        counts: dict[int, list[float]] = {}
-        order = in_file_order(self._parts)
-        if heat is not None:
-            counts = {k: v.tolist() for k, v in heat.layers.items() if k in self._layers}
-            shares = expert_shares(self._cost, {k: v.tolist() for k, v in heat.layers.items()})
-            hottest = slot_order(self._cost, shares, by_heat=True)
-            order = [pair for pair in hottest if pair[0] in self._layers]
-            most = max(1.0, sum(map(sum, counts.values())) / max(1, len(counts)))
-            # as if a few tokens had just come: enough for an order, soon outweighed
-            scale = TOKENS * self._cost.n_experts_used / most
-            counts = {k: [scale * value for value in v] for k, v in counts.items()}
-        self._cache.warm(counts, order)
+        heat = as_counts(self._kept)
+        if heat is None:
+            self._cache.warm({}, in_file_order(self._parts))
+            return
+        hottest = slot_order(self._cost, expert_shares(self._cost, heat), by_heat=True)
+        ours = {layer: heat[layer] for layer in self._layers if layer in heat}
+        mean = max(1.0, sum(map(sum, ours.values())) / max(1, len(ours)))
+        # as if a few tokens had just come: enough for an order, soon outweighed
+        scale = TOKENS * self._cost.n_experts_used / mean
+        scaled = {layer: [scale * value for value in counts] for layer, counts in ours.items()}
+        self._cache.warm(scaled, [pair for pair in hottest if pair[0] in self._layers])
 
     def mark(self) -> None:
         """From here on `figures` are of the next answer."""
