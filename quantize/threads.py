@@ -7,11 +7,11 @@ It knows nothing of what is done.
 from __future__ import annotations
 
 import os
-import threading
-from collections import deque
+from _thread import start_new_thread
 from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice, repeat
+from queue import SimpleQueue
 from typing import TypeVar
 
 from dotscli.errors import DotsError
@@ -42,31 +42,50 @@ def in_order(
 def _results(
     run: Callable[[Item], Result], items: Iterator[Item], threads: int
 ) -> Generator[Result, None, None]:
-    stopped = threading.Event()
+    # Only queues that are written in C lie between the threads: a signal that raises while the main
+    # thread holds a lock made in Python (Future, Event, Thread.start) would leave it held for ever.
+    todo: SimpleQueue[tuple[int, Item] | None] = SimpleQueue()
+    done: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
+    ended: SimpleQueue[None] = SimpleQueue()
+    stopped: list[bool] = []
 
-    def unless_stopped(item: Item) -> Result | None:
-        return None if stopped.is_set() else run(item)
+    def work() -> None:
+        while (given := todo.get()) is not None:
+            number, item = given
+            try:
+                done.put((number, None if stopped else run(item), None))
+            except BaseException as error:
+                done.put((number, None, error))
+        ended.put(None)
 
-    pending: deque[Future[Result | None]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="quantize")
+    started: list[int] = []
+    early: dict[int, tuple[Result | None, BaseException | None]] = {}
+    n_given = n_taken = 0
     try:
+        try:  # in one call, so that no signal comes between a start and its count
+            started.extend(map(start_new_thread, repeat(work, threads), repeat(())))
+        except RuntimeError as error:  # can't start new thread
+            raise DotsError(
+                f"{threads} threads can't be started: {error}",
+                hint="give fewer --threads, or more memory (ulimit -v, ulimit -u)",
+            ) from None
         while True:
-            while len(pending) < threads * _AHEAD:
-                try:
-                    item = next(items)
-                except StopIteration:
-                    break
-                try:
-                    pending.append(pool.submit(unless_stopped, item))
-                except RuntimeError as error:  # can't start new thread
-                    raise DotsError(
-                        f"{threads} threads can't be started: {error}",
-                        hint="give fewer --threads, or more memory (ulimit -v, ulimit -u)",
-                    ) from None
-            if not pending:
+            for item in islice(items, n_taken + threads * _AHEAD - n_given):
+                todo.put((n_given, item))
+                n_given += 1
+            if n_taken == n_given:
                 return
-            result = pending.popleft().result()
+            while n_taken not in early:
+                number, result, problem = done.get()
+                early[number] = result, problem
+            result, problem = early.pop(n_taken)
+            if problem is not None:
+                raise problem
+            n_taken += 1
             yield result  # type: ignore[misc]  # None only when nobody asks any more
     finally:
-        stopped.set()
-        pool.shutdown(wait=True, cancel_futures=True)
+        stopped.append(True)
+        for _ in started:
+            todo.put(None)
+        for _ in started:
+            ended.get()

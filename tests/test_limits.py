@@ -8,7 +8,6 @@ import struct
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -193,10 +192,10 @@ def test_memory_that_runs_out_in_a_thread_keeps_the_work(
 def test_threads_that_cannot_be_started(
     tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(_thread: threading.Thread) -> None:
+    def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
-    monkeypatch.setattr(threading.Thread, "start", refuse)
+    monkeypatch.setattr("dotscli.quantize.threads.start_new_thread", refuse)
     with (
         pytest.raises(DotsError, match="2 threads can't be started") as caught,
         in_order(lambda item: item, [1, 2, 3], 2) as results,

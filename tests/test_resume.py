@@ -392,7 +392,10 @@ def test_a_signal_keeps_the_work(
                 break
         process.send_signal(number)
         started = time.monotonic()
-        assert process.wait(timeout=30) == status
+        try:
+            assert process.wait(timeout=30) == status
+        finally:
+            process.kill()
         assert time.monotonic() - started < 10
     assert resumed(go_on(checkpoint, out)) is not None
     assert out.read_bytes() == whole

@@ -175,12 +175,15 @@ void ram_tier::arrived(int layer, int expert, expert_part part, const std::strin
     tier_expert & one = layers_[layer].experts[expert];
     one.arrived[part] = problem.empty();
     if (!problem.empty()) {
-        problem_ = problem;
+        problem_      = problem;
+        last_problem_ = problem;
     }
     if (--one.n_coming == 0) {
         n_ahead_ -= !one.awaited;
         one.is = THERE;
         if (!std::all_of(one.arrived, one.arrived + N_PARTS, [](bool there) { return there; })) {
+            // Told of already, perhaps, while its other parts came; who has begun to wait since is told as well.
+            problem_ = last_problem_;
             drop(layer, expert);
         }
         go_on_ahead();

@@ -158,6 +158,7 @@ class ram_tier {
     expert_list             next_;
     int                     n_ahead_ = 0;  // on their way, awaited by nobody
     std::string             problem_;
+    std::string             last_problem_;
     disk_reader             reader_;  // last: its threads end before the rest goes
 };
 
