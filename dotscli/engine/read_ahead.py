@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Container
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
 
 from dotscli.models.gguf_file import GgufFile
@@ -38,7 +39,8 @@ class ReadAhead:
                     (file, offset + at, min(PIECE, tensor.nbytes - at))
                     for at in range(0, tensor.nbytes, PIECE)
                 ]
-        self._changed = threading.Condition()
+        # Written in C: a Condition's lock can stay taken where Ctrl-C comes in the wrong moment.
+        self._changed: SimpleQueue[None] = SimpleQueue()
         self._read = 0
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
@@ -54,35 +56,31 @@ class ReadAhead:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        with self._changed:
-            self._ended = True
-            self._changed.notify()
+        self._ended = True
+        self._changed.put(None)
         if self._thread.ident is not None:
             self._thread.join()
 
     def reached(self, nbytes: int) -> None:
         """So much has been read by now."""
-        with self._changed:
-            self._read = nbytes
-            self._changed.notify()
+        self._read = nbytes
+        self._changed.put(None)
 
     def _run(self) -> None:
         files: dict[int, int] = {}
         asked = 0
         try:
             for file, offset, nbytes in self._pieces:
-                with self._changed:
-                    while asked > self._read + WINDOW and not self._ended:
-                        self._changed.wait()
-                    if self._ended:
-                        break
+                while asked > self._read + WINDOW and not self._ended:
+                    self._changed.get()
+                if self._ended:
+                    break
                 if file not in files:
                     files[file] = os.open(self._paths[file], os.O_RDONLY)
                 os.posix_fadvise(files[file], offset, nbytes, os.POSIX_FADV_WILLNEED)
                 asked += nbytes
-            with self._changed:
-                while not self._ended:
-                    self._changed.wait()
+            while not self._ended:
+                self._changed.get()
             for descriptor in files.values():
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError:
