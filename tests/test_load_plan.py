@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 from pathlib import Path
 
@@ -46,7 +47,7 @@ def test_a_load_decides_as_the_plan_says(ram: int, n_ctx: int) -> None:
     gguf, cost = made(), file_cost(made())
     planned = place(cost, Request(0, ram, n_ctx, "f16", "q8_0"))
     options = EngineOptions(n_ctx=n_ctx, n_ubatch=512, cache_type_v="q8_0")
-    what = held(gguf, cost, options, gpu=False, hot=0)
+    what = held(gguf, cost, options, gpu=False, hot=None)
     sizes = load_sizes(cost, what, options, ram, 0)
     assert sizes.memory == planned.main
     assert sizes.memory.verdict is planned.verdict
@@ -87,7 +88,7 @@ def test_it_does_with_hot_experts_too(ram: int, vram: int, n_ctx: int) -> None:
 def test_layers_are_counted_as_llama_cpp_counts_them(
     options: dict[str, int], n_dense: int, n_cached: int, gguf: GgufFile, cost: ModelCost
 ) -> None:
-    found = held(gguf, cost, EngineOptions(**options), gpu=True, hot=0)  # type: ignore[arg-type]
+    found = held(gguf, cost, EngineOptions(**options), gpu=True, hot=None)  # type: ignore[arg-type]
     output = 0 if options.get("n_gpu_layers") != 0 else cost.output_nbytes
     dense = sum(layer.dense_nbytes for layer in cost.layers[:n_dense])
     assert found.dense == cost.embedding_nbytes + dense + output
@@ -100,7 +101,7 @@ def test_experts_of_a_layer_that_is_torn_apart_stay_with_the_dense_weights(
     gguf: GgufFile, cost: ModelCost
 ) -> None:
     options = EngineOptions(override_tensor=(r"blk\.2\.ffn_up_exps=CPU", "ffn_.*_exps=CUDA0"))
-    found = held(gguf, cost, options, gpu=True, hot=0)
+    found = held(gguf, cost, options, gpu=True, hot=None)
     [up] = [t for t in gguf.tensors if t.name == "blk.2.ffn_up_exps.weight"]
     assert found == Held(cost.embedding_nbytes + up.nbytes, {}, 0)
 
@@ -133,3 +134,24 @@ def test_a_size_that_is_not_there_is_mentioned(gguf: GgufFile) -> None:
 def test_a_context_stays_as_asked_for(gguf: GgufFile) -> None:
     with pytest.raises(DotsError, match="with a context of 2048 tokens"):
         plan_load(gguf, EngineOptions(n_ctx=2048, ram_nbytes=15 * MIB), None, lambda _line: None)
+
+
+def test_hot_experts_without_a_copy_on_a_device_are_all_in_main_memory(
+    gguf: GgufFile, cost: ModelCost
+) -> None:
+    """A second CPU as their device, or a GPU that has no room left: the layers are on the GPU."""
+    what = held(gguf, cost, EngineOptions(), gpu=True, hot=0)
+    assert sum(what.cold.values()) == cost.experts_nbytes
+    assert held(gguf, cost, EngineOptions(), gpu=True, hot=None).cold == {}
+
+
+def test_what_is_lacking_counts_the_dense_weights_too(gguf: GgufFile) -> None:
+    said: list[str] = []
+    options = EngineOptions(n_ctx=512, tier=False, ram_nbytes=1 << 20)
+    plan_load(gguf, options, None, said.append)
+    assert len(said) == 1
+    lacking = re.search(r"needs ([0-9.]+) (MiB|GiB) more memory than is free", said[0])
+    assert lacking is not None, said
+    assert float(lacking[1]) * {"MiB": 1, "GiB": 1024}[lacking[2]] > (
+        sum(t.nbytes for t in gguf.tensors) / MIB - 1
+    )

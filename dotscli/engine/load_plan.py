@@ -63,7 +63,7 @@ def plan_load(
         DotsError: main memory is too small, with what would help.
     """
     cost = file_cost(gguf)
-    hot = 0 if choice is None else _hot_nbytes(gguf, cost, options, choice)
+    hot = None if choice is None else _hot_nbytes(gguf, cost, options, choice)
     what = held(gguf, cost, options, gpu=has_gpu(), hot=hot)
     free = available_memory().nbytes
     ram = free if options.ram_nbytes is None else min(free, options.ram_nbytes)
@@ -75,24 +75,24 @@ def plan_load(
         tiered = tuple(what.cold) if options.tier else ()
         if reason := _no_tier(options, tiered):
             tiered = ()
+            lacking = sizes.memory.disk + sizes.memory.use.missing
             warn(
-                f"{gguf.path.name} needs {format_bytes(sizes.memory.disk)} more memory than is "
+                f"{gguf.path.name} needs {format_bytes(lacking)} more memory than is "
                 f"free: the rest is read from the disk again and again, which is slow{reason}"
             )
         elif sizes.memory.verdict is Verdict.TOO_SMALL:
             raise too_small(sizes.memory.use, sizes.n_ctx)
         else:
-            _say(gguf, cost, sizes, hot, warn)
+            _say(gguf, cost, sizes, hot or 0, warn)
     return LoadPlan(cost, sizes.memory, tiered, sizes.n_ctx, sizes.n_ubatch)
 
 
 def _hot_nbytes(gguf: GgufFile, cost: ModelCost, options: EngineOptions, choice: HotChoice) -> int:
+    if choice.device.type == "CPU":
+        return 0  # its copies are in main memory too
     free = gpu_memory() or choice.device.free_bytes
     room = placement_on(gguf, cost, options, free, choice.heat).device.experts
-    if choice.nbytes is None:
-        return room
-    own = choice.device.type != "CPU"  # a CPU as a device copies into main memory
-    return min(choice.nbytes, room) if own else 0
+    return room if choice.nbytes is None else min(choice.nbytes, room)
 
 
 def _no_tier(options: EngineOptions, layers: tuple[int, ...]) -> str:

@@ -56,12 +56,15 @@ class Sizes:
     short_ctx: bool = False
 
 
-def held(gguf: GgufFile, cost: ModelCost, options: EngineOptions, *, gpu: bool, hot: int) -> Held:
+def held(
+    gguf: GgufFile, cost: ModelCost, options: EngineOptions, *, gpu: bool, hot: int | None
+) -> Held:
     """What of a model goes into main memory with these options.
 
     Args:
         gpu: whether there is one that layers could go on.
-        hot: bytes of routed experts that get a copy on a device.
+        hot: bytes of routed experts that get a copy on a device of its own memory; None without hot
+            experts. With them, all experts are in main memory, whatever the copies.
     """
     n_layers = len(cost.layers)
     n_gpu = options.n_gpu_layers
@@ -75,7 +78,7 @@ def held(gguf: GgufFile, cost: ModelCost, options: EngineOptions, *, gpu: bool, 
         layer = int(match[1]) if match else n_layers
         in_ram = layer < first_on_gpu or tensor.name.startswith("token_embd")
         expert = match is not None and re.search(EXPERTS, tensor.name) is not None
-        if expert and hot:
+        if expert and hot is not None:
             in_ram = True  # the backend's copies come from there
         for pattern, ram in overrides:
             if pattern.search(tensor.name):
@@ -92,7 +95,7 @@ def held(gguf: GgufFile, cost: ModelCost, options: EngineOptions, *, gpu: bool, 
             cold[layer] = nbytes
         else:
             dense += nbytes
-    spared = hot / max(1, sum(cold.values()))
+    spared = (hot or 0) / max(1, sum(cold.values()))
     cold = {layer: int(nbytes * (1 - min(1.0, spared))) for layer, nbytes in cold.items()}
     return Held(dense, cold, min(n_layers, first_on_gpu))
 
