@@ -179,9 +179,38 @@ def test_heat_that_answers_have_left(tiny_gguf: Path, tmp_path: Path) -> None:
 
 
 def test_bandwidth_is_arithmetic_and_says_so() -> None:
-    said = dots("plan", REAL, *CARD, *Q8, "--bandwidth", "60G")
-    assert "2.78 GiB read per token: at 60.0 GiB/s at most 21.6 tokens" in said.stdout
-    assert "not measured" in said.stdout
+    said = dots("plan", REAL, *CARD, *Q8, "--bandwidth", "60G").stdout
+    assert "speed                  21.6 to " in said
+    assert "tokens per second (calculated, not measured; without the device's time)" in said
+    assert "  21.6                 2.78 GiB of main memory per token at 60.0 GiB/s: all" in said
+    assert "disk" not in said
+
+
+def test_what_has_no_memory_has_a_bar_and_a_speed_of_its_own() -> None:
+    words = ("plan", REAL, "--vram", "0", "--ram", "24G", *Q8)
+    said = dots(*words, "--bandwidth", "40G", "--disk-bandwidth", "3G").stdout
+    bars = [line for line in said.splitlines() if line.endswith("]")]
+    assert [line.split()[0] for line in bars] == ["main", "disk"]
+    facts = dots(*words, "--bandwidth", "40G", "--disk-bandwidth", "3G", "--json").json
+    low, high = facts["tokens_per_second"]
+    flat, expected = facts["per_token"]["flat"], facts["per_token"]["expected"]
+    gib = 1 << 30
+    assert low == pytest.approx(
+        1 / (flat["ram_bytes"] / (40 * gib) + flat["disk_bytes"] / (3 * gib)), rel=1e-6
+    )
+    slower = max(expected["ram_bytes"] / (40 * gib), expected["disk_bytes"] / (3 * gib))
+    assert high == pytest.approx(1 / slower, rel=1e-6)
+    assert f"speed                  {low:.3g} to {high:.3g} tokens per second" in said
+    assert "of the disk at 3.00 GiB/s: all experts are equally likely" in said
+    only_ram = dots(*words, "--bandwidth", "40G")
+    assert "give --disk-bandwidth too" in only_ram.stdout
+    assert dots(*words, "--bandwidth", "40G", "--json").json["tokens_per_second"] is None
+
+
+def test_there_is_one_speed_where_everything_is_in_main_memory() -> None:
+    said = dots("plan", REAL, "--vram", "0", "--ram", "128G", *Q8, "--bandwidth", "40G").stdout
+    assert "speed                  at most " in said
+    assert said.count("of main memory per token") == 1
 
 
 @pytest.mark.parametrize(

@@ -44,9 +44,10 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
     columns = [column(cost, request, kind, heat) for kind in KV_TYPES]
     notes += advice(found, heat)
     if as_json:
-        terminal.json(facts(name, device, found, columns, notes))
+        bandwidths = flags.bandwidth or 0, flags.disk_bandwidth or 0
+        terminal.json(facts(name, device, found, columns, notes, bandwidths))
         return
-    show(terminal, name, device, found, columns, flags.bandwidth)
+    show(terminal, name, device, found, columns, flags.bandwidth, flags.disk_bandwidth)
     for line in notes:
         terminal.paragraph(line, "- ")
 

@@ -9,14 +9,20 @@ from dotscli.hot.contexts import Column
 from dotscli.hot.memory_use import Use
 from dotscli.hot.placement import Placement
 from dotscli.hot.slots import knee_slots
-from dotscli.hot.throughput import Traffic, expected_traffic, flat_traffic
+from dotscli.hot.throughput import Traffic, expected_traffic, flat_traffic, speed
 
 
 def facts(
-    name: str, device: str, found: Placement, columns: list[Column], notes: list[str]
+    name: str,
+    device: str,
+    found: Placement,
+    columns: list[Column],
+    notes: list[str],
+    bandwidths: tuple[int, int] = (0, 0),
 ) -> Mapping[str, Any]:
-    """The whole plan; sizes in bytes."""
+    """The whole plan; sizes in bytes, bandwidths of main memory and disk in bytes per second."""
     cost, request = found.cost, found.request
+    allowed = speed(found, *bandwidths)
     costs = {c.layer: c for c in cost.layers}
     return {
         "model": name,
@@ -56,6 +62,7 @@ def facts(
             "flat": _traffic(flat_traffic(found)),
             "expected": _traffic(expected_traffic(found)),
         },
+        "tokens_per_second": None if allowed is None else [allowed.low, allowed.high],
         "contexts": [
             {
                 "cache_type": c.kv_type,

@@ -35,3 +35,10 @@ class PlanFlags:
             help="Main memory bandwidth per second, to estimate tokens per second.",
         ),
     ] = None  # fmt: skip
+    disk_bandwidth: Annotated[
+        int | None,
+        typer.Option(
+            "--disk-bandwidth", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
+            help="The same of the disk, where experts have to be read from it.",
+        ),
+    ] = None  # fmt: skip

@@ -12,11 +12,12 @@ from dotscli.hot.contexts import Column
 from dotscli.hot.memory_use import Use, Verdict
 from dotscli.hot.placement import Placement
 from dotscli.hot.slots import knee_slots
-from dotscli.hot.throughput import flat_traffic
+from dotscli.hot.throughput import flat_traffic, speed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 
 BAR_LABEL, MAX_BAR = 14, 72
+SPEED_LABEL = 23
 WIDE = 104  # columns that the table of memories takes; on fewer it lies on its side
 # What a bar is made of: the name, its character in ASCII and elsewhere, its colour (SGR).
 PARTS = (
@@ -37,8 +38,9 @@ def show(
     found: Placement,
     columns: Sequence[Column],
     bandwidth: int | None,
+    disk_bandwidth: int | None,
 ) -> None:
-    """Print a placement; `bandwidth` in bytes per second adds what main memory allows."""
+    """Print a placement; bandwidths in bytes per second add what they allow."""
     cost, request = found.cost, found.request
     n_moe = len(cost.moe_layers)
     terminal.paragraph(
@@ -50,6 +52,8 @@ def show(
     memories = [("main memory", found.ram)]
     if device:
         memories.insert(0, (device, found.device))
+    if found.disk_nbytes:
+        memories.append(("disk", Use(total=found.disk_nbytes, experts=found.disk_nbytes)))
     rows = [(label, *map(_size, (use.total, *_parts(use), use.missing))) for label, use in memories]
     if terminal.stdout_is_tty and terminal.width < WIDE:
         labels = tuple(label for label, _ in memories)
@@ -70,7 +74,7 @@ def show(
     if device:
         _experts(terminal, found)
     if bandwidth:
-        _speed(terminal, found, bandwidth)
+        _speed(terminal, found, bandwidth, disk_bandwidth or 0)
     terminal.write("\n")
     rows, titles = context_rows(columns, bool(device))
     terminal.table(titles, rows, right=titles[1:])
@@ -127,16 +131,42 @@ def _experts(terminal: Terminal, found: Placement) -> None:
     )
 
 
-def _speed(terminal: Terminal, found: Placement, bandwidth: int) -> None:
-    nbytes = flat_traffic(found).ram
-    if not nbytes:
+def _speed(terminal: Terminal, found: Placement, ram_bandwidth: int, disk_bandwidth: int) -> None:
+    """Both ends of what the bandwidths allow, and what they were calculated from."""
+    if found.verdict is Verdict.TOO_SMALL:
         return
+    low = flat_traffic(found)
+    if low.disk and not disk_bandwidth:
+        terminal.paragraph(
+            f"{format_bytes(round(low.ram))} of main memory and up to "
+            f"{format_bytes(round(low.disk))} of the disk per token; give --disk-bandwidth too",
+            f"{'speed':{SPEED_LABEL}}",
+        )
+        return
+    allowed = speed(found, ram_bandwidth, disk_bandwidth)
+    if allowed is None:
+        return
+    first, last = f"{allowed.low:.3g}", f"{allowed.high:.3g}"
+    span = f"at most {last}" if first == last else f"{first} to {last}"
     terminal.paragraph(
-        f"{format_bytes(nbytes)} read per token: at "
-        f"{format_bytes(bandwidth)}/s at most {bandwidth / nbytes:.1f} tokens per second "
-        "(calculated, not measured; without the device's time)",
-        "main memory            ",
+        f"{span} tokens per second (calculated, not measured; without the device's time)",
+        f"{'speed':{SPEED_LABEL}}",
     )
+    again = "by heat" if found.by_heat else "experts come again, and the most used ones stay"
+    ends = (
+        (first, allowed.low_traffic, ", then ", "all experts are equally likely"),
+        (last, allowed.high_traffic, ", meanwhile ", again),
+    )
+    for figure, one, joint, case in ends[first == last :]:
+        disk = ""
+        if one.disk:
+            disk = f"{joint}{format_bytes(round(one.disk))} of the disk at "
+            disk += f"{format_bytes(disk_bandwidth)}/s"
+        terminal.paragraph(
+            f"{format_bytes(round(one.ram))} of main memory per token at "
+            f"{format_bytes(ram_bandwidth)}/s{disk}: {case}",
+            f"{'  ' + figure:{SPEED_LABEL}}",
+        )
 
 
 def context_rows(
