@@ -15,6 +15,7 @@ from dotscli.cli.grouping import grouped
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.calibrate import CalibrateFlags
 from dotscli.options.config import ConfigFlags
+from dotscli.options.doctor import DoctorFlags
 from dotscli.options.engine import EngineFlags, PlacementFlags
 from dotscli.options.inspect import InspectFlags
 from dotscli.options.output import OutputFlags, terminal_of
@@ -181,12 +182,14 @@ def worker(
 
 
 @grouped
-def doctor(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
+def doctor(
+    context: typer.Context, output: OutputFlags, flags: DoctorFlags, json: Json = False
+) -> None:
     """Show what is installed, which devices there are, and what works."""
     from dotscli.cli.settings import problem_of
     from dotscli.commands.doctor import doctor
 
-    doctor(terminal_of(context, output), json, problem_of(context))
+    doctor(terminal_of(context, output), flags, json, problem_of(context))
 
 
 @grouped

@@ -10,11 +10,13 @@ import platform
 from typing import Any
 
 from dotscli import engine
+from dotscli.commands.measure import bandwidth_facts, bandwidth_text, measure
 from dotscli.engine.available import available_memory
 from dotscli.errors import DotsError
 from dotscli.folders import cache_folder, config_path, heat_folder, models_folder, state_folder
 from dotscli.hot.backend import unavailable
 from dotscli.hot.verdict import all_known
+from dotscli.options.doctor import DoctorFlags
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes
 
@@ -37,6 +39,7 @@ def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, An
             "total_bytes": memory.total,
             "limited_by": memory.limited_by,
         },
+        "bandwidths": bandwidth_facts(terminal),
         "hot_backend": {"available": False, "reason": "llama.cpp doesn't work", "measured": []},
         "paths": {
             "config": str(config_path(terminal.environ)),
@@ -75,16 +78,24 @@ def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, An
     return facts
 
 
-def doctor(terminal: Terminal, as_json: bool, config_problem: DotsError | None = None) -> None:
+def doctor(
+    terminal: Terminal,
+    flags: DoctorFlags,
+    as_json: bool,
+    config_problem: DotsError | None = None,
+) -> None:
     """Say what is installed, which devices there are and what does not work.
 
     Args:
+        flags: whether bandwidths are measured first, and kept.
         config_problem: why config.toml can't be used.
 
     Raises:
         DotsError: something does not work, after everything else has been said.
     """
     problems = [config_problem] if config_problem is not None else []
+    if flags.measure is not None:
+        measure(terminal, flags.measure)
     facts = machine_facts(terminal, problems)
     if as_json:
         terminal.json(facts)
@@ -113,6 +124,7 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     text = f"{format_bytes(memory['free_bytes'])} free of {format_bytes(memory['total_bytes'])}"
     limit = f", the limit of {memory['limited_by']}" if memory["limited_by"] else ""
     terminal.paragraph(text + limit, "main memory  ")
+    terminal.paragraph(bandwidth_text(facts["bandwidths"]), "bandwidths   ")
     hot = facts["hot_backend"]
     gpu = any(device["type"] == "GPU" for device in facts["devices"])
     can = "yes" if gpu else "yes, with a GPU; without one, try --hot 1M --hot-device CPU"

@@ -12,7 +12,8 @@ from pathlib import Path
 from dotscli.commands.model import resolve
 from dotscli.commands.plan_facts import facts
 from dotscli.errors import DotsError, ExitStatus
-from dotscli.folders import heat_folder
+from dotscli.folders import heat_folder, state_folder
+from dotscli.hot.bandwidths import kept
 from dotscli.hot.contexts import KV_TYPES, advice, column
 from dotscli.hot.model_cost import ModelCost, TensorCost, file_cost, model_cost
 from dotscli.hot.placement import Request, place
@@ -43,11 +44,11 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
         notes.append(f"the model was trained on contexts of at most {cost.n_ctx_train} tokens")
     columns = [column(cost, request, kind, heat) for kind in KV_TYPES]
     notes += advice(found, heat)
+    bandwidths = _bandwidths(terminal, Path(model).expanduser() if path is None else path, flags)
     if as_json:
-        bandwidths = flags.bandwidth or 0, flags.disk_bandwidth or 0
         terminal.json(facts(name, device, found, columns, notes, bandwidths))
         return
-    show(terminal, name, device, found, columns, flags.bandwidth, flags.disk_bandwidth)
+    show(terminal, name, device, found, columns, *bandwidths)
     for line in notes:
         terminal.paragraph(line, "- ")
 
@@ -124,6 +125,12 @@ def _ram(ram: int | None) -> int:
     from dotscli.engine.available import available_memory
 
     return available_memory().nbytes
+
+
+def _bandwidths(terminal: Terminal, model: Path, flags: PlanFlags) -> tuple[int, int]:
+    """Of main memory and of the model's disk: as given, else as measured, else 0."""
+    known = kept(state_folder(terminal.environ))
+    return flags.bandwidth or int(known.ram), flags.disk_bandwidth or int(known.disk_of(model))
 
 
 def _kv_type(kind: str) -> str:

@@ -32,6 +32,7 @@ class PlanFlags:
         int | None,
         typer.Option(
             "--bandwidth", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
+            show_default="what dots doctor --measure found",
             help="Main memory bandwidth per second, to estimate tokens per second.",
         ),
     ] = None  # fmt: skip
@@ -39,6 +40,7 @@ class PlanFlags:
         int | None,
         typer.Option(
             "--disk-bandwidth", metavar="SIZE", parser=parse_size, rich_help_panel=Panel.PLACEMENT,
+            show_default="what dots doctor --measure found",
             help="The same of the disk, where experts have to be read from it.",
         ),
     ] = None  # fmt: skip

@@ -37,10 +37,11 @@ def show(
     device: str,
     found: Placement,
     columns: Sequence[Column],
-    bandwidth: int | None,
-    disk_bandwidth: int | None,
+    bandwidth: int,
+    disk_bandwidth: int,
 ) -> None:
-    """Print a placement; bandwidths in bytes per second add what they allow."""
+    """Print a placement; bandwidths in bytes per second (0: not known) add what
+    they allow."""
     cost, request = found.cost, found.request
     n_moe = len(cost.moe_layers)
     terminal.paragraph(
@@ -74,7 +75,7 @@ def show(
     if device:
         _experts(terminal, found)
     if bandwidth:
-        _speed(terminal, found, bandwidth, disk_bandwidth or 0)
+        _speed(terminal, found, bandwidth, disk_bandwidth)
     terminal.write("\n")
     rows, titles = context_rows(columns, bool(device))
     terminal.table(titles, rows, right=titles[1:])
@@ -139,7 +140,8 @@ def _speed(terminal: Terminal, found: Placement, ram_bandwidth: int, disk_bandwi
     if low.disk and not disk_bandwidth:
         terminal.paragraph(
             f"{format_bytes(round(low.ram))} of main memory and up to "
-            f"{format_bytes(round(low.disk))} of the disk per token; give --disk-bandwidth too",
+            f"{format_bytes(round(low.disk))} of the disk per token; give --disk-bandwidth too, "
+            "or measure it with dots doctor --measure",
             f"{'speed':{SPEED_LABEL}}",
         )
         return
