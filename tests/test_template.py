@@ -214,7 +214,7 @@ LONG_CALLS = (
         ("{% set a = [" + "[1]," * 50_000 + "] %}", HELLO),
         ("{{ messages[0].content | wordcount }}{{ messages | tojson | length }}" * 40, SPACES),
         *((AGAIN.replace("WHAT", call), SPACES) for call in LONG_CALLS),
-        (AGAIN.replace(".WHAT", " | trim"), SPACES),
+        (AGAIN.replace(".WHAT", " | trim('x ')"), SPACES),
         (AGAIN.replace(".WHAT", " | sort | unique | list"), SPACES),
         (AGAIN.replace("= messages[0].content.WHAT", "= messages[0].content in ' ' * 3000000"),
          SPACES),
