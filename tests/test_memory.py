@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from dotscli.engine.cores import usable_cores
 from dotscli.engine.memory import bytes_per_token, check_cache_fits, context_size
-from dotscli.engine.options import EngineOptions, usable_cores
+from dotscli.engine.options import EngineOptions
 from dotscli.errors import DotsError
 
 GIB = 1 << 30

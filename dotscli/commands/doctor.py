@@ -12,6 +12,7 @@ from typing import Any
 from dotscli import engine
 from dotscli.commands.measure import bandwidth_facts, bandwidth_text, measure
 from dotscli.engine.available import available_memory
+from dotscli.engine.cores import cores
 from dotscli.errors import DotsError
 from dotscli.folders import cache_folder, config_path, heat_folder, models_folder, state_folder
 from dotscli.hot.backend import unavailable
@@ -23,7 +24,7 @@ from dotscli.terminal.text import format_bytes
 
 def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, Any]:
     """What is installed and which devices llama.cpp sees; what doesn't work joins `problems`."""
-    memory = available_memory()
+    memory, found = available_memory(), cores()
     facts: dict[str, Any] = {
         "versions": {
             "dots": importlib.metadata.version("dotscli"),
@@ -39,6 +40,7 @@ def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, An
             "total_bytes": memory.total,
             "limited_by": memory.limited_by,
         },
+        "cores": {"physical": found.physical, "fast": found.fast, "threads": found.n_threads},
         "bandwidths": bandwidth_facts(terminal),
         "hot_backend": {"available": False, "reason": "llama.cpp doesn't work", "measured": []},
         "paths": {
@@ -68,8 +70,8 @@ def machine_facts(terminal: Terminal, problems: list[DotsError]) -> dict[str, An
             "available": not reason,
             "reason": reason,
             "measured": [
-                {"model": model, "on": key, "pays": found.pays, "finding": found.describe()}
-                for model, key, found in all_known(heat_folder(terminal.environ))
+                {"model": model, "on": key, "pays": known.pays, "finding": known.describe()}
+                for model, key, known in all_known(heat_folder(terminal.environ))
             ],
         }
     except DotsError as error:
@@ -121,6 +123,7 @@ def show(terminal: Terminal, facts: dict[str, Any]) -> None:
     )
     memory = facts["memory"]
     terminal.write("\n")
+    terminal.paragraph(cores().describe(), "cores        ")
     text = f"{format_bytes(memory['free_bytes'])} free of {format_bytes(memory['total_bytes'])}"
     limit = f", the limit of {memory['limited_by']}" if memory["limited_by"] else ""
     terminal.paragraph(text + limit, "main memory  ")

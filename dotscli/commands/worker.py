@@ -33,7 +33,7 @@ def worker(terminal: Terminal, flags: WorkerFlags, as_json: bool) -> None:
     Raises:
         DotsError: it can't start, or llama.cpp's server doesn't any more.
     """
-    from dotscli.engine.options import usable_cores
+    from dotscli.engine.cores import usable_cores
     from dotscli.engine.rpc.client import rpc_function
     from dotscli.engine.rpc.server import Server, listen
 

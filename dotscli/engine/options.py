@@ -5,12 +5,11 @@ Pure values: nothing here touches llama.cpp or the machine, except for counting 
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from dotscli.engine.cores import usable_cores
 from dotscli.engine.sampling import shown
 from dotscli.errors import DotsError
 from dotscli.models.gguf_type import BY_NAME, TensorType
@@ -118,28 +117,6 @@ class EngineOptions:
 def cache_bytes(name: str, elements: int) -> int:
     """Bytes that a row of `elements` takes in a cache of that type."""
     return CACHE_TYPES[name].row_nbytes(elements)
-
-
-def usable_cores() -> int:
-    """Physical cores this process may use: no more than its affinity or its cgroup allows.
-
-    A second thread on a core only gets in the way of the first one in these memory-bound loops.
-    """
-    import psutil
-
-    allowed = os.cpu_count() or 1
-    if sys.platform == "linux":
-        allowed = min(len(os.sched_getaffinity(0)), _cgroup_cpus(allowed))
-    return max(1, min(psutil.cpu_count(logical=False) or allowed, allowed, MAX_THREADS))
-
-
-def _cgroup_cpus(default: int) -> int:
-    """Whole CPUs that a container may use (cgroup v2's cpu.max: quota and period in us)."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-        return max(1, int(quota) // int(period))
-    except (OSError, ValueError):
-        return default
 
 
 def _check_range(flag: str, value: int, low: int, high: int) -> None:
