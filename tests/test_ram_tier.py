@@ -113,6 +113,7 @@ def test_a_batch_reads_no_expert_twice(model: Path, share: float) -> None:
             tiered.run.decode(batch)
             n_experts = SHAPE["n_experts"] * (SHAPE["n_layers"] - 1)
             assert tiered.hot.ram().read_experts - before <= n_experts
+        assert tiered.hot.ram().reread_experts == 0
 
 
 @pytest.mark.parametrize("folder", [None, "/dev/shm"], ids=["disk", "tmpfs"])

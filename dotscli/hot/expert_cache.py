@@ -53,8 +53,9 @@ class RamCounters:
     """What the memory tier has done since the load, and what it holds.
 
     A hit is a pair of a token and an expert that was in main memory when the token came. Of
-    `read_nbytes`, `ahead_nbytes` were read before anybody waited; `wait_ns` is what computing
-    threads have waited for the disk. `direct`: past the page cache.
+    `read_experts`, `reread_experts` had been read for the same batch before; of `read_nbytes`,
+    `ahead_nbytes` were read before anybody waited; `wait_ns` is what computing threads have waited
+    for the disk. `direct`: past the page cache.
     """
 
     decode_hits: int
@@ -62,6 +63,7 @@ class RamCounters:
     prefill_hits: int
     prefill_misses: int
     read_experts: int
+    reread_experts: int
     read_nbytes: int
     ahead_nbytes: int
     wait_ns: int

@@ -60,6 +60,7 @@ class Ram(ctypes.Structure):
             "prefill_hits",
             "prefill_misses",
             "read_experts",
+            "reread_experts",
             "read_nbytes",
             "ahead_nbytes",
             "wait_ns",

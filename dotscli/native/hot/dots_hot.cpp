@@ -274,8 +274,9 @@ int32_t dots_hot_read_ram(int32_t model, dots_hot_ram * ram) {
     const ram_tier &     tier = *found->tier;
     const ram_counters & from = tier.counters;
     *ram = {
-        from.decode_hits, from.decode_misses, from.prefill_hits, from.prefill_misses, from.read_experts, from.read_nbytes,
-        from.ahead_nbytes, from.wait_ns, tier.resident_nbytes(), uint64_t(tier.n_resident()), tier.direct(),
+        from.decode_hits, from.decode_misses, from.prefill_hits, from.prefill_misses, from.read_experts,
+        from.reread_experts, from.read_nbytes, from.ahead_nbytes, from.wait_ns, tier.resident_nbytes(),
+        uint64_t(tier.n_resident()), tier.direct(),
     };
     return 1;
 }

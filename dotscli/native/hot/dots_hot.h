@@ -45,6 +45,7 @@ struct dots_hot_ram {
     uint64_t prefill_hits;
     uint64_t prefill_misses;
     uint64_t read_experts;
+    uint64_t reread_experts;  // of these, after they had been read for the same batch
     uint64_t read_nbytes;
     uint64_t ahead_nbytes;  // of these, before anybody waited for them
     uint64_t wait_ns;       // computing threads waiting for the disk

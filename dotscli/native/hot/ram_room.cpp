@@ -17,6 +17,7 @@ void ram_tier::begin_layer(int layer, int64_t n_tokens) {
     std::lock_guard<std::mutex> lock(mutex_);
     if (layer <= current_ || clock_ == 0) {
         clock_ += double(n_tokens);  // the first layer of a batch
+        batch_++;
     }
     current_ = layer;
     if ((clock_ - epoch_) / half_life_ < MAX_EXPONENT) {

@@ -147,6 +147,8 @@ void ram_tier::begin(int layer, int expert, bool awaited) {
     n_resident_++;
     resident_nbytes_ += layers_[layer].nbytes;
     counters.read_experts++;
+    counters.reread_experts += one.read_in == batch_;
+    one.read_in = batch_;
     for (const tier_part & part : layers_[layer].part) {
         counters.read_nbytes += part.nbytes;
         counters.ahead_nbytes += awaited ? 0 : part.nbytes;
@@ -297,8 +299,8 @@ void ram_tier::go_on_ahead() {
             list.pop_back();
             continue;
         }
-        // To begin with nobody goes for it.
-        if (!make_room(layer, expert, bulk, bulk ? worth(layer, *candidate, true) : -1e300)) {
+        // To begin with nobody goes for it; in a prompt nobody who is to come as soon.
+        if (!make_room(layer, expert, bulk, bulk ? worth(layer, tier_expert(), true) : -1e300)) {
             list.clear();
             continue;
         }

@@ -28,6 +28,7 @@ struct ram_counters {
     std::atomic<uint64_t> prefill_hits{ 0 };
     std::atomic<uint64_t> prefill_misses{ 0 };
     std::atomic<uint64_t> read_experts{ 0 };
+    std::atomic<uint64_t> reread_experts{ 0 };  // of these, after they had been read for the same batch
     std::atomic<uint64_t> read_nbytes{ 0 };
     std::atomic<uint64_t> ahead_nbytes{ 0 };  // of these, before anybody waited for them
     std::atomic<uint64_t> wait_ns{ 0 };       // computing threads waiting for the disk
@@ -104,6 +105,7 @@ class ram_tier {
         uint8_t n_coming  = 0;
         bool    arrived[N_PARTS] = {};
         int32_t n_taken   = 0;
+        int64_t read_in   = -1;  // batch
         double  heat      = 0;  // tokens, each by its weight
     };
     struct tier_layer {
@@ -149,6 +151,7 @@ class ram_tier {
     std::atomic<size_t>     resident_nbytes_{ 0 };
     std::atomic<int>        n_resident_{ 0 };
     int                     current_  = 0;  // layer in work
+    int64_t                 batch_    = 0;
     double                  clock_    = 0;  // tokens so far, those of the batch in work included
     double                  epoch_    = 0;  // the token whose weight is 1
     std::vector<victim>     victims_;       // least needed last
