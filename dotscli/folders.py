@@ -42,6 +42,11 @@ def state_folder(environ: Mapping[str, str]) -> Path:
     return _folder(environ, "XDG_STATE_HOME", "user_state_dir")
 
 
+def sessions_folder(environ: Mapping[str, str]) -> Path:
+    """Where conversations are saved: sessions/ beside the input history."""
+    return state_folder(environ) / "sessions"
+
+
 def _folder(environ: Mapping[str, str], variable: str, function: str) -> Path:
     given = environ.get(variable, "")
     if Path(given).is_absolute():  # XDG's rule: a relative path counts as none

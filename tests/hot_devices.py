@@ -44,7 +44,11 @@ class LaggingDevice:
         assert command, "no C++ compiler"
         target = folder / "liblagging.so"
         native = ROOT / "dotscli/native"
-        sources = [ROOT / "tests/native/lagging_device.cpp", native / "hot/ggml_calls.cpp"]
+        sources = [
+            ROOT / "tests/native/lagging_device.cpp",
+            native / "hot/ggml_calls.cpp",
+            native / "hot/symbols_posix.cpp",
+        ]
         subprocess.run(
             [command, "-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden",
              *os.environ.get("CXXFLAGS", "").split(),

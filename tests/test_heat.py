@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from dotscli.errors import DotsError
 from dotscli.hot import heat_store
 from dotscli.hot.heat import Heat
+from dotscli.models.identity import fingerprint
 
 
 def counts(**layers: list[float]) -> dict[int, np.ndarray]:
@@ -159,18 +160,18 @@ def test_a_fingerprint_is_the_models_own(tmp_path: Path) -> None:
     a, b = tmp_path / "a", tmp_path / "b"
     a.write_bytes(bytes(10_000_000))
     b.write_bytes(bytes(10_000_000))
-    assert heat_store.fingerprint(a) == heat_store.fingerprint(b)
+    assert fingerprint(a) == fingerprint(b)
     with b.open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"x")
-    assert heat_store.fingerprint(a) != heat_store.fingerprint(b)
-    assert heat_store.file_of(a, tmp_path) == tmp_path / f"{heat_store.fingerprint(a)}.json"
+    assert fingerprint(a) != fingerprint(b)
+    assert heat_store.file_of(a, tmp_path) == tmp_path / f"{fingerprint(a)}.json"
 
 
 def test_an_empty_and_a_small_file_have_fingerprints(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"")
     (tmp_path / "b").write_bytes(b"b")
-    assert heat_store.fingerprint(tmp_path / "a") != heat_store.fingerprint(tmp_path / "b")
+    assert fingerprint(tmp_path / "a") != fingerprint(tmp_path / "b")
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 11])

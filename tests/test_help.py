@@ -127,7 +127,9 @@ def workplace(tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path) -
 @pytest.mark.parametrize("example", [e for each in EXAMPLES.values() for e in each])
 def test_examples_work_when_typed(example: str, workplace: Path) -> None:
     """In the order of `dots --help`, in one folder."""
-    homes = {f"XDG_{kind}_HOME": str(workplace / kind) for kind in ("CACHE", "CONFIG", "DATA")}
+    homes = {
+        f"XDG_{kind}_HOME": str(workplace / kind) for kind in ("CACHE", "CONFIG", "DATA", "STATE")
+    }
     words = shlex.split(example)[1:]
     process = subprocess.Popen(
         command(*words), cwd=workplace, env=environment(**homes), stdin=subprocess.DEVNULL,

@@ -29,6 +29,7 @@ from dotscli.hot.heat import Heat
 from dotscli.hot.kept_heat import HALF_LIFE, KeptHeat
 from dotscli.hot.model_cost import ModelCost, file_cost
 from dotscli.models.gguf_file import GgufFile, read_gguf
+from dotscli.models.identity import fingerprint
 from dotscli.quantize import quantize_checkpoint
 from tests.dots1_gguf import Type, write_model
 from tests.engine_kit import ids, run
@@ -393,7 +394,7 @@ def test_counts_are_kept_and_used_next_time(model: Path, cost: ModelCost, tmp_pa
             assert engine.hot is not None
             residents = engine.hot.residents()
         [path] = tmp_path.iterdir()
-        assert path.stem == heat_store.fingerprint(model)
+        assert path.stem == fingerprint(model)
         totals.append(sum(counts.sum() for counts in heat_store.load(path).layers.values()))
     assert 0 < totals[0] < totals[1] < totals[2]
     assert rates[1] > rates[0]
@@ -431,7 +432,7 @@ def test_heat_of_another_model_is_refused(model: Path, tmp_path: Path) -> None:
 
 
 def test_a_damaged_heat_file_is_left_alone_with_a_warning(model: Path, tmp_path: Path) -> None:
-    path = tmp_path / f"{heat_store.fingerprint(model)}.json"
+    path = tmp_path / f"{fingerprint(model)}.json"
     path.write_text("{")
     said: list[str] = []
     with load(model, on_cpu(MIB, folder=tmp_path), said) as engine:

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dotscli.commands.plan import loadable
 from dotscli.engine.load_plan import plan_load
 from dotscli.engine.main_memory import Held, held, load_sizes
 from dotscli.engine.options import EngineOptions
@@ -51,6 +52,19 @@ def test_a_load_decides_as_the_plan_says(ram: int, n_ctx: int) -> None:
     sizes = load_sizes(cost, what, options, ram, 0)
     assert sizes.memory == planned.main
     assert sizes.memory.verdict is planned.verdict
+
+
+@settings(max_examples=200, deadline=None)
+@given(ram=st.integers(0, 60 * MIB), kind=st.sampled_from(("f16", "q8_0")))
+def test_a_plan_without_a_context_is_never_refused_where_a_load_is_not(ram: int, kind: str) -> None:
+    gguf, cost = made(), file_cost(made())
+    wanted = Request(0, ram, min(8192, cost.n_ctx_train), kind, kind)
+    planned = loadable(cost, wanted, None)
+    options = EngineOptions(n_ubatch=512, cache_type_k=kind, cache_type_v=kind)
+    sizes = load_sizes(cost, held(gguf, cost, options, gpu=False, hot=None), options, ram, 0)
+    assert (planned.verdict is Verdict.TOO_SMALL) == (sizes.memory.verdict is Verdict.TOO_SMALL)
+    if planned.request != wanted:
+        assert planned.request.n_ctx == sizes.n_ctx
 
 
 @settings(max_examples=200, deadline=None)

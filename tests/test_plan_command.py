@@ -114,7 +114,10 @@ def test_what_a_plan_looks_like_on_200_columns(monkeypatch: pytest.MonkeyPatch) 
 def test_what_does_not_fit_is_said() -> None:
     said = dots("plan", REAL, "--vram", "0", "--ram", "64G")
     assert "22.4 GiB of experts have no place in memory" in said.stdout
-    none = dots("plan", REAL, "--vram", "0", "--ram", "12G")
+    less = dots("plan", REAL, "--vram", "0", "--ram", "12G")
+    assert "context 2048" in less.stdout
+    assert "8192 tokens of context don't fit; without -c, a load takes 2048 as well" in less.stdout
+    none = dots("plan", REAL, "--vram", "0", "--ram", "12G", "-c", "8192")
     assert "need 4.38 GiB more main memory than there is" in none.stdout
     assert "|" in next(line for line in none.stdout.splitlines() if line.endswith("]"))
     small = dots("plan", REAL, "--vram", "8G", "--ram", "128G", *Q8)

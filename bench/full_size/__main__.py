@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.full_size import shapes, volume
-from bench.full_size.answers import N_TOKENS, answers_table
+from bench.full_size.answers import N_MESSAGE_TOKENS, N_TOKENS, answers_table
 from bench.full_size.checkpoint import write_checkpoint
 from bench.full_size.holes import write_holes
 from bench.full_size.model import write_model
@@ -117,8 +117,10 @@ def _answer(options: argparse.Namespace) -> None:
     ]
     answers = (
         f"{model.name}: {model.stat().st_size:,} bytes of the real shapes, blocks of random "
-        f"weights that share their place on the disk. `dots prompt`, {N_TOKENS} tokens; experts in "
-        "memory and hits are those at the end."
+        f"weights that share their place on the disk. `dots prompt`, {N_TOKENS} tokens, and "
+        f"`dots chat`, the second answer of {N_MESSAGE_TOKENS}; experts in memory and hits are "
+        "those at the end. Before each `dots plan` under the same limit, with the bandwidths of "
+        "`dots doctor --measure`. No context is asked for."
     )
     sections = ["## An answer under a hard limit of memory", answers, answers_table(model)]
     if passes:

@@ -212,7 +212,7 @@ def _prompt_table(rows: Rows) -> str:
             f"{share:.0%}", f"{kib} KiB", spread([N_LONG * t for t in tier], 1),
             spread([N_LONG * t for t in stock], 1), spread(ratio),
             f"{_median(rounds, 'tier', 'prompt_wait_s'):.1f}",
-            f"{sum(r['tier']['reread'] for r in rounds)}",
+            f"{sum(r['tier'].get('reread', 0) for r in rounds)}",
             f"{_median(rounds, 'tier', 'prompt_read') / 1e9:.2f}",
             f"{_median(rounds, 'stock', 'prompt_read') / 1e9:.2f}",
         ]  # fmt: skip

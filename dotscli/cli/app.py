@@ -82,6 +82,7 @@ for command in (
     commands.calibrate,
     commands.prompt,
     commands.chat,
+    commands.sessions,
     commands.plan,
     commands.inspect,
     commands.worker,

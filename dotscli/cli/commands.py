@@ -14,6 +14,7 @@ import typer
 from dotscli.cli.grouping import grouped
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.calibrate import CalibrateFlags
+from dotscli.options.chat import Action, SessionFlags, SessionsFlags
 from dotscli.options.config import ConfigFlags
 from dotscli.options.doctor import DoctorFlags
 from dotscli.options.engine import EngineFlags, PlacementFlags
@@ -142,14 +143,35 @@ def chat(
     sampling: SamplingFlags,
     answer: AnswerFlags,
     engine: EngineFlags,
+    session: SessionFlags,
     text: Annotated[str | None, typer.Argument(metavar="TEXT", help="The first message.")] = None,
     model: Model = None,
 ) -> None:
     """Chat with a model; from a pipe, one message per line."""
     from dotscli.commands.chat import chat
 
-    status = chat(terminal_of(context, output), text, model, sampling, answer, engine)
+    status = chat(terminal_of(context, output), text, model, session, sampling, answer, engine)
     raise typer.Exit(status)
+
+
+@grouped
+def sessions(
+    context: typer.Context,
+    output: OutputFlags,
+    flags: SessionsFlags,
+    action: Annotated[
+        Action, typer.Argument(metavar="ACTION", help="list, show, export, rename or rm.")
+    ] = Action.LIST,
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="NAME...", help="The conversation; for rename, the new name too."),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the saved conversations; show, export, rename or remove one."""
+    from dotscli.commands.sessions import sessions
+
+    sessions(terminal_of(context, output), action, names or [], flags, json)
 
 
 @grouped

@@ -24,7 +24,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "chat": (
         "dots chat",
-        'dots chat -m dots.gguf -s "Be brief." "What is dots?"',
+        'dots chat -m dots.gguf -s "Be brief." --session tour "What is dots?"',
+    ),
+    "sessions": (
+        "dots sessions",
+        "dots sessions show tour",
     ),
     "plan": (
         "dots plan dots.llm1.inst --vram 24G --ram 64G",

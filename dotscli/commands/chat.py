@@ -7,8 +7,9 @@ What a line means is in `dotscli.conversation.slash`, what is said in
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 
+from dotscli.commands.chat_session import keep, model_of, wanted_session
 from dotscli.commands.model import open_engine, resolve
 from dotscli.commands.settings import (
     engine_options,
@@ -19,13 +20,15 @@ from dotscli.commands.settings import (
 )
 from dotscli.conversation.answer import Answer, answer_writer, stats_line, with_prefill
 from dotscli.conversation.conversation import Conversation, OnPrefill
-from dotscli.conversation.editor import PROMPT, PromptReader, Reader, reader_for
+from dotscli.conversation.editor import PROMPT, Reader, at_editor, reader_for
+from dotscli.conversation.journal import Journal
 from dotscli.conversation.slash import execute, gauge, parse
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError, ExitStatus, OutputError
 from dotscli.folders import heat_folder
 from dotscli.options.answer import AnswerFlags, SamplingFlags
+from dotscli.options.chat import SessionFlags
 from dotscli.options.engine import EngineFlags
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
@@ -36,10 +39,16 @@ class Loop:
     """A conversation at a terminal."""
 
     def __init__(
-        self, terminal: Terminal, conversation: Conversation, reader: Reader, stats: bool
+        self,
+        terminal: Terminal,
+        conversation: Conversation,
+        reader: Reader,
+        stats: bool,
+        journal: Journal | None = None,
     ) -> None:
         self.terminal = terminal
         self.conversation = conversation
+        self.journal = journal
         self.reader = reader
         self.stats = stats
 
@@ -87,14 +96,26 @@ class Loop:
         if isinstance(line, str):
             self.answer(lambda on_prefill: self.conversation.send(line, on_prefill))
             return False
-        outcome = execute(self.conversation, line)
+        outcome = execute(self.conversation, line, self.journal)
         if outcome.text:
             self.terminal.note(outcome.text)
         if outcome.stats is not None:
             self.stats = outcome.stats
         if outcome.action == "regenerate":
             self.answer(self.conversation.regenerate)
+        if outcome.action == "edit":
+            self._edit(outcome.question)
         return outcome.action == "exit"
+
+    def _edit(self, question: str) -> None:
+        """Another question in the place of the last one; nothing typed leaves all as it was."""
+        conversation = self.conversation
+        try:
+            question = question or self.reader.edit(conversation.last_question)
+        except (KeyboardInterrupt, EOFError):
+            question = ""
+        if question.strip():
+            self.answer(lambda on_prefill: conversation.ask_again(question, on_prefill))
 
     def answer(self, start: Callable[[OnPrefill], Iterator[Piece]]) -> None:
         """Stream one answer; Ctrl-C ends it and keeps what has come."""
@@ -134,6 +155,7 @@ def chat(
     terminal: Terminal,
     text: str | None,
     model: str | None,
+    session: SessionFlags,
     sampling: SamplingFlags,
     answer: AnswerFlags,
     engine: EngineFlags,
@@ -152,7 +174,9 @@ def chat(
     stop = stop_strings(answer)
     system = system_prompt(terminal, answer)
     grammar = grammar_for(terminal, answer)
-    path = resolve(model, terminal)
+    at_keyboard = at_editor(terminal)
+    wanted = wanted_session(terminal, session, at_keyboard=at_keyboard)
+    path = resolve(model_of(wanted, model), terminal)
     with open_engine(terminal, path, options) as loaded:
         conversation = Conversation(
             loaded,
@@ -163,14 +187,15 @@ def chat(
             n_predict=answer.n_predict,
             stop=stop,
         )
+        journal = keep(terminal, wanted, conversation, path)
         reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
-        if isinstance(reader, PromptReader):
+        if at_keyboard:
             name = loaded.metadata.get("general.name", path.stem)
             terminal.note(f"{name}: /help lists the commands, Ctrl-D leaves")
         stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
-        at_keyboard = isinstance(reader, PromptReader)
         first = argument(text or "").strip()
         if first and at_keyboard:
             terminal.note(f"{PROMPT}{first}")
-        with terminal.keys_kept() if at_keyboard else nullcontext():
-            return Loop(terminal, conversation, reader, stats).run(first)
+        keys = terminal.keys_kept() if at_keyboard else nullcontext()
+        with keys, closing(journal) if journal else nullcontext():
+            return Loop(terminal, conversation, reader, stats, journal).run(first)

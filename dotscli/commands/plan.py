@@ -7,6 +7,7 @@ from the plan to quantize a checkpoint, for which config.json alone is enough.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from dotscli.commands.model import resolve
@@ -15,8 +16,9 @@ from dotscli.errors import DotsError, ExitStatus
 from dotscli.folders import heat_folder, state_folder
 from dotscli.hot.bandwidths import kept
 from dotscli.hot.contexts import KV_TYPES, advice, column
+from dotscli.hot.memory_use import CTX_STEP, SHORT_CTX, SHORTEST_CTX, Verdict
 from dotscli.hot.model_cost import ModelCost, TensorCost, file_cost, model_cost
-from dotscli.hot.placement import Request, place
+from dotscli.hot.placement import Placement, Request, place
 from dotscli.hot.slots import HeatCounts
 from dotscli.options.plan import PlanFlags
 from dotscli.terminal.terminal import Terminal
@@ -39,7 +41,12 @@ def plan(terminal: Terminal, model: str, flags: PlanFlags, as_json: bool) -> Non
     request = Request(vram, _ram(flags.ram), n_ctx, type_k, type_v)
     heat, known = _heat(terminal, cost, path, flags.heat)
     notes += known
-    found = place(cost, request, heat)
+    found = place(cost, request, heat) if flags.ctx_size else loadable(cost, request, heat)
+    if found.request != request:
+        request = found.request
+        notes.append(
+            f"{n_ctx} tokens of context don't fit; without -c, a load takes {request.n_ctx} as well"
+        )
     if n_ctx > cost.n_ctx_train:
         notes.append(f"the model was trained on contexts of at most {cost.n_ctx_train} tokens")
     columns = [column(cost, request, kind, heat) for kind in KV_TYPES]
@@ -117,6 +124,21 @@ def _device(vram: int | None) -> tuple[str, int, list[str]]:
     others = ", ".join(gpu.name for gpu in gpus[1:])
     notes = [f"this plan uses only {gpus[0].name}; {others} would be idle"] if others else []
     return gpus[0].name, gpus[0].free_bytes, notes
+
+
+def loadable(cost: ModelCost, request: Request, heat: HeatCounts | None) -> Placement:
+    """The placement; where it can't be loaded, that of the context that a load would shorten to."""
+    from dotscli.engine.memory import context_size
+
+    wanted = place(cost, request, heat)
+    token = cost.kv_layer_nbytes(CTX_STEP, request.type_k, request.type_v) // CTX_STEP
+    room = wanted.ram.total - wanted.ram.margin - wanted.ram.dense
+    n_ctx = context_size(cost.n_ctx_train, token * len(cost.layers), max(0, room), SHORT_CTX)
+    n_ctx, found = min(n_ctx, request.n_ctx) + 1, wanted
+    while found.verdict is Verdict.TOO_SMALL and n_ctx > SHORTEST_CTX:
+        n_ctx = max(SHORTEST_CTX, (n_ctx - 1) // CTX_STEP * CTX_STEP)
+        found = place(cost, replace(request, n_ctx=n_ctx), heat)
+    return wanted if found.verdict is Verdict.TOO_SMALL else found
 
 
 def _ram(ram: int | None) -> int:

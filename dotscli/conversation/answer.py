@@ -154,6 +154,8 @@ def stats_line(
 
 def rate(value: float) -> str:
     """A speed with two or three digits."""
+    if value < 1:
+        return f"{value:.2f}"
     return f"{value:.1f}" if value < 100 else f"{value:,.0f}"
 
 

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from dotscli.conversation.slash import COMMANDS
+from dotscli.errors import DotsError
 from dotscli.folders import state_folder
 from dotscli.models.regular_file import other_kind
 from dotscli.terminal.terminal import Terminal
@@ -31,6 +32,9 @@ class Reader(Protocol):
 
     def read(self) -> str:
         """The next message. Raises EOFError at the end, KeyboardInterrupt for Ctrl-C."""
+
+    def edit(self, text: str) -> str:
+        """The next message, which begins as this one. Raises DotsError where that can't be."""
 
 
 class LineReader:
@@ -54,6 +58,10 @@ class LineReader:
                 break
             lines.append(line)
         return joined("\n".join(line for line in lines if line is not None))
+
+    def edit(self, text: str) -> str:
+        """Lines can't be changed once they have been typed."""
+        raise DotsError("a question can't be edited here", hint="/edit and the new question")
 
 
 def _ended(text: str) -> bool:
@@ -79,6 +87,11 @@ class PromptReader:
         """The next message, after Enter. An Enter typed during an answer is a newline by then."""
         with _termination(self._session.app):
             return joined(self._session.prompt().rstrip("\n"))
+
+    def edit(self, text: str) -> str:
+        """The same with the line filled in."""
+        with _termination(self._session.app):
+            return joined(self._session.prompt(default=text).rstrip("\n"))
 
 
 @contextmanager
@@ -188,9 +201,12 @@ def _history(terminal: Terminal) -> Any:
     return FileHistory(str(path))
 
 
-def reader_for(terminal: Terminal, toolbar: Callable[[], str]) -> Reader:
-    """The line editor where there is a terminal to type at and one to draw on."""
+def at_editor(terminal: Terminal) -> bool:
+    """Whether there is a terminal to type at and one to draw on."""
     draws = (terminal.stdout_is_tty or terminal.stderr_is_tty) and not terminal.is_dumb
-    return (
-        PromptReader(terminal, toolbar) if terminal.stdin_is_tty and draws else LineReader(terminal)
-    )
+    return terminal.stdin_is_tty and draws
+
+
+def reader_for(terminal: Terminal, toolbar: Callable[[], str]) -> Reader:
+    """The line editor at a terminal, lines elsewhere."""
+    return PromptReader(terminal, toolbar) if at_editor(terminal) else LineReader(terminal)

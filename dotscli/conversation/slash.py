@@ -12,6 +12,8 @@ from typing import Any
 
 from dotscli.conversation.answer import short, stats_line
 from dotscli.conversation.conversation import Conversation
+from dotscli.conversation.journal import Journal
+from dotscli.conversation.slash_sessions import session_command
 from dotscli.engine.sampling import Sampling, check_n_predict
 from dotscli.engine.stream import check_stop
 from dotscli.errors import DotsError
@@ -28,6 +30,11 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/set": ("[NAME VALUE]", "change a setting for the next answers, e.g. /set temp 0.2"),
     "/show": ("[WHAT]", "show info, params, template or system"),
     "/stats": ("[on|off]", "statistics of the last answer; `on` shows them after each"),
+    "/edit": ("[TEXT]", "change the last question and answer it again"),
+    "/save": ("[NAME]", "give this conversation a name, or show the one it has"),
+    "/load": ("NAME", "go on with another conversation"),
+    "/fork": ("[N]", "go on in a copy of this conversation, of its first N questions"),
+    "/sessions": ("", "list the saved conversations"),
 }
 ALIASES = {"/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen"}
 LIMITS = ("n", "stop")
@@ -43,11 +50,15 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command leaves to do: say `text`; then `exit`, `regenerate` or go on."""
+    """What a command leaves to do: say `text`; then `exit`, `regenerate`, `edit` or go on.
+
+    `question`: with `edit`, the new one; "" if it is still to be typed.
+    """
 
     text: str = ""
     action: str = ""
     stats: bool | None = None
+    question: str = ""
 
 
 def parse(line: str) -> Command | str:
@@ -72,8 +83,13 @@ def parse(line: str) -> Command | str:
     return Command(name, argument.strip())
 
 
-def execute(conversation: Conversation, command: Command) -> Outcome:
+def execute(
+    conversation: Conversation, command: Command, journal: Journal | None = None
+) -> Outcome:
     """Run a command.
+
+    Args:
+        journal: where the conversation is saved, None for nowhere.
 
     Raises:
         DotsError: a wrong argument; nothing has changed then.
@@ -101,6 +117,12 @@ def execute(conversation: Conversation, command: Command) -> Outcome:
             return _set(conversation, argument)
         case "/show":
             return _show(conversation, argument)
+        case "/edit":
+            if not argument:
+                conversation.last_question  # noqa: B018  raises where there is none
+            return Outcome(action="edit", question=argument)
+        case "/save" | "/load" | "/fork" | "/sessions":
+            return Outcome(session_command(conversation, journal, command.name, argument))
         case _:
             return _stats(conversation, argument)
 
@@ -174,7 +196,7 @@ def _show(conversation: Conversation, argument: str) -> Outcome:
     engine = conversation.engine
     match argument or "info":
         case "info":
-            asked = sum(1 for turn in conversation.turns if turn.role == "user")
+            asked = len(conversation.asked)
             return Outcome(
                 f"model    {engine.path}\n"
                 f"context  {conversation.n_tokens:,} of {engine.n_ctx:,} tokens used "

@@ -15,14 +15,20 @@ from dotscli.engine.memory import context_size
 from dotscli.engine.options import MIN_UBATCH, UBATCHES, EngineOptions
 from dotscli.engine.overrides import EXPERTS
 from dotscli.errors import DotsError
-from dotscli.hot.memory_use import MainMemory, Use, Verdict, main_memory, margin_nbytes
+from dotscli.hot.memory_use import (
+    CTX_STEP,
+    SHORT_CTX,
+    SHORTEST_CTX,
+    MainMemory,
+    Use,
+    Verdict,
+    main_memory,
+    margin_nbytes,
+)
 from dotscli.hot.model_cost import ModelCost
 from dotscli.models.gguf_file import GgufFile, GgufTensor
 from dotscli.terminal.text import format_bytes
 
-STEP = 256  # llama.cpp rounds contexts up to it
-SHORT = 2048  # tokens of context that experts may not be given the memory of
-SHORTEST = 512  # tokens of context that are still worth a load
 UBATCH_SHARE = 8  # of the experts' memory at most, for the buffers of larger batches
 N_STACKS = 3  # tensors of experts in a layer: gate, up and down
 _LAYER = re.compile(r"blk\.(\d+)\.")
@@ -138,8 +144,8 @@ def load_sizes(
 
     wanted = n_ctx = options.n_ctx or _sized(cost, what, options, ram - margin, cache_room)
     memory = made(n_ctx, n_ubatch)
-    while not options.n_ctx and n_ctx > SHORTEST and memory.use.missing:
-        n_ctx = max(SHORTEST, (n_ctx - 1) // STEP * STEP)
+    while not options.n_ctx and n_ctx > SHORTEST_CTX and memory.use.missing:
+        n_ctx = max(SHORTEST_CTX, (n_ctx - 1) // CTX_STEP * CTX_STEP)
         memory = made(n_ctx, n_ubatch)
     if not options.n_ubatch and memory.verdict is Verdict.TIER:
         n_ubatch = _ubatch(made, memory, n_ctx)
@@ -149,10 +155,10 @@ def load_sizes(
 
 def _sized(cost: ModelCost, what: Held, options: EngineOptions, ram: int, cache_room: int) -> int:
     """A context by what is free; experts that don't fit leave what the rest doesn't take."""
-    token = cost.kv_layer_nbytes(STEP, options.cache_type_k, options.cache_type_v) // STEP
+    token = cost.kv_layer_nbytes(CTX_STEP, options.cache_type_k, options.cache_type_v) // CTX_STEP
     if what.n_cached and what.dense + sum(what.cold.values()) > ram:
         room = max(0, ram - what.dense)
-        return context_size(cost.n_ctx_train, token * len(cost.layers), room, SHORT)
+        return context_size(cost.n_ctx_train, token * len(cost.layers), room, SHORT_CTX)
     return context_size(cost.n_ctx_train, token * len(cost.layers), cache_room)
 
 

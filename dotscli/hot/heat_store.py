@@ -6,7 +6,6 @@ the ids that the router chose, batch by batch, for offline study. This module de
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -19,6 +18,7 @@ import numpy as np
 
 from dotscli.errors import DotsError
 from dotscli.hot.heat import Heat
+from dotscli.models.identity import fingerprint
 from dotscli.models.json_file import check_count
 from dotscli.models.regular_file import check_regular, check_replaceable
 
@@ -26,25 +26,8 @@ FORMAT = 1
 MAX_LAYERS = 4096
 MAX_EXPERTS = 32767
 MAX_FILE_NBYTES = 8 << 20  # a model of 142 B weights has some 100 kB
-_SAMPLES = 32
-_SAMPLE_NBYTES = 1 << 16
 _RECORD = struct.Struct("<HHI")  # layer, n_used, n_tokens; then int16 ids [n_tokens, n_used]
 _COUNTS = re.compile(r"blk\.(\d+)\.ffn_(?:gate|up|down)_exps\.weight\.counts")
-
-
-def fingerprint(path: Path) -> str:
-    """A name for a model file: SHA-256 over its size and 32 samples spread evenly over it.
-
-    Reading all of a 76 GiB file at each start would take longer than the start itself.
-    """
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    digest.update(struct.pack("<Q", size))
-    with path.open("rb") as file:
-        for i in range(_SAMPLES):
-            file.seek(max(0, size - _SAMPLE_NBYTES) * i // (_SAMPLES - 1))
-            digest.update(file.read(_SAMPLE_NBYTES))
-    return digest.hexdigest()
 
 
 def file_of(model: Path, folder: Path) -> Path:

@@ -12,6 +12,9 @@ from enum import Enum
 GIB = 1 << 30
 # Left free of any memory: what llama.cpp's own --fit leaves, less on small devices.
 MARGIN, MARGIN_SHARE = GIB, 8
+# Contexts that nobody asked for, in tokens: what experts may not be given the memory of, what is
+# still worth a load, and the steps between.
+SHORT_CTX, SHORTEST_CTX, CTX_STEP = 2048, 512, 256  # llama.cpp rounds up to whole steps
 
 
 class Verdict(str, Enum):

@@ -23,7 +23,9 @@ class PlanFlags:
         ),
     ] = None  # fmt: skip
     ram: Ram = None
-    ctx_size: CtxSize = varied(0, help="Context size in tokens; 0: at most 8192.")
+    ctx_size: CtxSize = varied(
+        0, help="Context size in tokens; 0: 8192, or what a load would take."
+    )
     cache_type_k: CacheTypeK = "f16"
     cache_type_v: CacheTypeV = "f16"
     type: Type = varied(None, help="Type to quantize a checkpoint to.")

@@ -54,7 +54,7 @@ def identity(model: Path, tokens: Sequence[int], chunk_size: int) -> dict[str, s
     """
     import numpy as np
 
-    from dotscli.hot.heat_store import fingerprint
+    from dotscli.models.identity import fingerprint
 
     digest = hashlib.blake2b(np.array(tokens, "<i4").tobytes(), digest_size=16)
     return {

@@ -14,8 +14,8 @@ from pathlib import Path
 
 DEVICE_NAME = "Hot"  # in ggml's registry, once the library is started; it is nobody's to choose
 
-_LIBRARY_NAMES = ("libdots_hot.so", "libdots_hot.dylib")
-_LLAMA_NAMES = ("libllama.so", "libllama.dylib")
+_LIBRARY_NAMES = ("libdots_hot.so", "libdots_hot.dylib", "libdots_hot.dll")
+_LLAMA_NAMES = ("libllama.so", "libllama.dylib", "llama.dll")
 
 
 class Layer(ctypes.Structure):

@@ -1,5 +1,6 @@
 #include "hot/buffer.h"
 
+#include "hot/aligned.h"
 #include "hot/process.h"
 
 #include <cstdlib>
@@ -22,7 +23,7 @@ struct hot_buffer {
         if (pinned != nullptr) {
             ggml.ggml_backend_buffer_free(pinned);
         } else if (owned) {
-            free(base);
+            free_aligned(base);
         }
     }
 };
@@ -171,7 +172,7 @@ static ggml_backend_buffer * hot_buft_alloc_buffer(ggml_backend_buffer_type * bu
     if (context->pinned != nullptr) {
         context->base = static_cast<char *>(ggml.ggml_backend_buffer_get_base(context->pinned));
     } else {
-        context->base  = static_cast<char *>(aligned_alloc(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT));
+        context->base  = allocate_aligned(ALIGNMENT, (size + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT);
         context->owned = true;
     }
     return context->base != nullptr ? new_buffer(buft, std::move(context), size) : nullptr;

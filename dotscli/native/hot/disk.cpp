@@ -1,33 +1,16 @@
 #include "hot/disk.h"
 
+#include "hot/aligned.h"
+
 #include <algorithm>
-#include <cerrno>
-#include <cstdlib>
 #include <cstring>
-#include <fcntl.h>
-#include <sys/stat.h>
 #include <system_error>
-#include <unistd.h>
 
 namespace hot {
 
 static constexpr size_t PIECE     = size_t(1) << 20;  // larger ones are no faster, smaller ones cost CPU
 static constexpr int    N_THREADS = 6;                // more are no faster on one disk
 static constexpr int    N_TRIES   = 3;
-
-static int open_direct(const char * path) {
-#ifdef O_DIRECT
-    return open(path, O_RDONLY | O_CLOEXEC | O_DIRECT);
-#else
-    const int file = open(path, O_RDONLY | O_CLOEXEC);
-#ifdef F_NOCACHE  // macOS; not tried
-    if (file >= 0) {
-        fcntl(file, F_NOCACHE, 1);
-    }
-#endif
-    return file;
-#endif
-}
 
 disk_reader::~disk_reader() {
     {
@@ -40,29 +23,15 @@ disk_reader::~disk_reader() {
     for (std::thread & thread : threads_) {
         thread.join();
     }
-    for (const auto & file : files_) {
-        for (int open : { file->direct, file->cached }) {
-            if (open >= 0) {
-                close(open);
-            }
-        }
-    }
 }
 
 std::string disk_reader::add_file(const char * path) {
-    auto        file = std::make_unique<open_file>();
-    struct stat found;
-    file->path   = path;
-    file->cached = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
-    if (file->cached < 0 || fstat(file->cached, &found) != 0) {
-        return file->path + ": " + strerror(errno);
+    auto file  = std::make_unique<open_file>();
+    file->path = path;
+    if (std::string problem = file->file.open(path); !problem.empty()) {
+        return problem;
     }
-    if (!S_ISREG(found.st_mode)) {
-        return file->path + " is not a regular file";
-    }
-    file->size       = uint64_t(found.st_size);
-    file->direct     = open_direct(path);
-    file->may_direct = file->direct >= 0;
+    file->may_direct = file->file.has_direct();
     files_.push_back(std::move(file));
     return "";
 }
@@ -116,7 +85,7 @@ void disk_reader::hurry(uint64_t tag) {
 }
 
 void disk_reader::work() {
-    const std::unique_ptr<char, decltype(&free)> block(static_cast<char *>(aligned_alloc(DISK_BLOCK, PIECE + DISK_BLOCK)), free);
+    const std::unique_ptr<char, decltype(&free_aligned)> block(allocate_aligned(DISK_BLOCK, PIECE + DISK_BLOCK), free_aligned);
     std::unique_lock<std::mutex>                 lock(mutex_);
     for (;;) {
         more_.wait(lock, [this] { return ending_ || !urgent_.empty() || !idle_.empty(); });
@@ -142,26 +111,31 @@ void disk_reader::work() {
     }
 }
 
+static const char * const REFUSED = "refused";
+static const char * const SHORTER = "the file has become shorter";
+
 // Reads [offset, offset + nbytes), of which only the first `needed` bytes must be there.
-static std::string read_all(int file, char * to, uint64_t offset, size_t nbytes, size_t needed, size_t block) {
-    size_t done    = 0;
-    int    n_tries = 0;
+static std::string read_all(const raw_file & file, bool direct, char * to, uint64_t offset, size_t nbytes, size_t needed) {
+    const size_t block   = direct ? DISK_BLOCK : 1;
+    size_t       done    = 0;
+    int          n_tries = 0;
     while (done < needed) {
-        const ssize_t got = pread(file, to + done, nbytes - done, off_t(offset + done));
-        if (got == 0) {
-            return "the file has become shorter";
+        const raw_read got = file.read(direct, to + done, nbytes - done, offset + done);
+        if (got.is == raw_read::READ && got.nbytes == 0) {
+            return SHORTER;
         }
-        if (got > 0) {
+        if (got.is == raw_read::READ) {
             // Direct I/O goes on from the beginning of a block only.
-            const size_t whole = size_t(got) / block * block;
-            if (done + size_t(got) < needed && whole == 0 && ++n_tries >= N_TRIES) {
-                return "the file has become shorter";
+            const bool   all   = done + got.nbytes >= needed;
+            const size_t whole = got.nbytes / block * block;
+            if (!all && whole == 0 && ++n_tries >= N_TRIES) {
+                return SHORTER;
             }
-            done += done + size_t(got) >= needed ? size_t(got) : whole;
-        } else if (errno == EINVAL) {
-            return "EINVAL";
-        } else if (errno != EINTR && ++n_tries >= N_TRIES) {
-            return strerror(errno);
+            done += all ? got.nbytes : whole;
+        } else if (got.is == raw_read::REFUSED) {
+            return REFUSED;
+        } else if (got.is == raw_read::FAILED && ++n_tries >= N_TRIES) {
+            return got.problem;
         }
     }
     return "";
@@ -179,8 +153,8 @@ std::string disk_reader::read_piece(const piece & part, char * block) {
         const bool   straight = wanted.may_spill && uintptr_t(to - before) % DISK_BLOCK == 0;
         char *       target   = straight ? to - before : block;
         const size_t blocks   = (part.nbytes + DISK_BLOCK - 1) / DISK_BLOCK * DISK_BLOCK;
-        problem               = read_all(file.direct, target, part.offset, blocks, part.nbytes, DISK_BLOCK);
-        if (problem != "EINVAL") {
+        problem               = read_all(file.file, true, target, part.offset, blocks, part.nbytes);
+        if (problem != REFUSED) {
             if (problem.empty() && !straight) {
                 memcpy(to, block + before, nbytes);
             }
@@ -188,7 +162,7 @@ std::string disk_reader::read_piece(const piece & part, char * block) {
         }
         file.may_direct = false;  // a file system that opens files so, and reads none
     }
-    problem = read_all(file.cached, to, from, nbytes, nbytes, 1);
+    problem = read_all(file.file, false, to, from, nbytes, nbytes);
     return problem.empty() ? "" : file.path + ": " + problem;
 }
 

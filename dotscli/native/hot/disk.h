@@ -5,6 +5,8 @@
 // one copy more. This file knows nothing of experts.
 #pragma once
 
+#include "hot/raw_file.h"
+
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
@@ -18,8 +20,6 @@
 #include <vector>
 
 namespace hot {
-
-constexpr size_t DISK_BLOCK = 4096;  // what direct I/O works in, everywhere
 
 struct disk_read {
     int      file   = 0;  // number of add_file()
@@ -43,7 +43,7 @@ class disk_reader {
 
     // Empty, or why it can't be read. Files are numbered from 0 in the order of their coming.
     std::string add_file(const char * path);
-    uint64_t    size(int file) const { return files_[file]->size; }
+    uint64_t    size(int file) const { return files_[file]->file.size(); }
     int         n_files() const { return int(files_.size()); }
     bool        direct() const;  // every file is read past the page cache
 
@@ -57,9 +57,7 @@ class disk_reader {
   private:
     struct open_file {
         std::string       path;
-        uint64_t          size   = 0;
-        int               direct = -1;
-        int               cached = -1;  // through the page cache
+        raw_file          file;
         std::atomic<bool> may_direct{ false };
     };
     struct whole {

@@ -9,7 +9,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef _WIN32
+#define DOTS_HOT_API extern "C" __declspec(dllexport)
+#else
 #define DOTS_HOT_API extern "C" __attribute__((visibility("default")))
+#endif
 
 struct dots_hot_layer {
     int32_t  layer;

@@ -1,6 +1,6 @@
 #include "hot/ggml_calls.h"
 
-#include <dlfcn.h>
+#include "hot/symbols.h"
 
 #include <cstring>
 
@@ -12,7 +12,7 @@ ggml_calls ggml = {};
 // own. A lookup through libllama's handle searches what libllama itself was linked with.
 static std::string find_functions(ggml_calls & calls, void * libllama) {
 #define HOT_FIND(name, result, arguments)                                          \
-    calls.name = reinterpret_cast<result(*) arguments>(dlsym(libllama, #name));    \
+    calls.name = reinterpret_cast<result(*) arguments>(find_symbol(libllama, #name)); \
     if (calls.name == nullptr) {                                                   \
         return "this llama.cpp has no function " #name;                            \
     }

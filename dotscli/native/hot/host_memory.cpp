@@ -1,6 +1,6 @@
 #include "hot/host_memory.h"
 
-#include <cstdlib>
+#include "hot/aligned.h"
 
 namespace hot {
 
@@ -21,7 +21,7 @@ void host_block::clear() {
     if (pinned != nullptr) {
         ggml.ggml_backend_buffer_free(pinned);
     } else {
-        free(data);
+        free_aligned(data);
     }
     data   = nullptr;
     pinned = nullptr;
@@ -35,7 +35,7 @@ bool host_block::ensure(size_t wanted, ggml_backend_buffer_type * pinned_type) {
     clear();
     wanted = padded(wanted);
     pinned = pinned_memory(pinned_type, wanted);
-    data   = static_cast<char *>(pinned != nullptr ? ggml.ggml_backend_buffer_get_base(pinned) : aligned_alloc(HOST_ALIGNMENT, wanted));
+    data   = pinned != nullptr ? static_cast<char *>(ggml.ggml_backend_buffer_get_base(pinned)) : allocate_aligned(HOST_ALIGNMENT, wanted);
     nbytes = data != nullptr ? wanted : 0;
     return data != nullptr;
 }

@@ -18,6 +18,7 @@ void ram_tier::begin_layer(int layer, int64_t n_tokens) {
     if (layer <= current_ || clock_ == 0) {
         clock_ += double(n_tokens);  // the first layer of a batch
         batch_++;
+        long_prompt_ = false;  // until experts are taken for one
     }
     current_ = layer;
     if ((clock_ - epoch_) / half_life_ < MAX_EXPONENT) {
@@ -161,7 +162,7 @@ bool ram_tier::make_room(int layer, int expert, bool bulk, double below) {
 
 void ram_tier::shrink() {
     victim found;
-    while (resident_nbytes_ > budget_ && next_victim(false, 1e300, found)) {
+    while (resident_nbytes_ > budget_ && next_victim(long_prompt_, 1e300, found)) {
         drop(found.layer, found.expert);
     }
 }

@@ -104,6 +104,7 @@ size_t ram_tier::take(int layer, const int32_t * experts, size_t n, bool bulk) {
     std::vector<int32_t>        begun;
     size_t                      n_there = 0;
     current_                            = layer;
+    long_prompt_                        = long_prompt_ || bulk;
     for (; n_there < n; n_there++) {
         const int32_t expert = experts[n_there];
         tier_expert * found  = find(layer, expert);
@@ -168,7 +169,9 @@ void ram_tier::begin_read(int layer, int expert, expert_part part, bool urgent) 
         std::lock_guard<std::mutex> lock(mutex_);
         arrived(layer, expert, part, problem);
     };
-    if (!reader_.read(std::move(wanted), urgent)) {
+    if (!memory_.use(start(from, expert), pages(from))) {
+        arrived(layer, expert, part, "no memory left for experts");
+    } else if (!reader_.read(std::move(wanted), urgent)) {
         arrived(layer, expert, part, "no thread left to read with");
     }
 }

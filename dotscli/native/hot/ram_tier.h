@@ -152,6 +152,7 @@ class ram_tier {
     std::atomic<int>        n_resident_{ 0 };
     int                     current_  = 0;  // layer in work
     int64_t                 batch_    = 0;
+    bool                    long_prompt_ = false;  // the batch in work is one
     double                  clock_    = 0;  // tokens so far, those of the batch in work included
     double                  epoch_    = 0;  // the token whose weight is 1
     std::vector<victim>     victims_;       // least needed last

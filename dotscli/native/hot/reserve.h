@@ -21,7 +21,8 @@ class reserved_memory {
     // Whether so many pieces can be moved one by one: each is a mapping, of which there is a limit.
     void   allow_moves(size_t n_pieces);
 
-    // Whole pages, both.
+    // Whole pages, all of them. False: there is no memory for them. Only Windows has to be asked.
+    bool use(char * at, size_t nbytes);
     void give_back(char * at, size_t nbytes);
     // The pages of one piece become those of another, whose own are given back. Cheaper than new pages,
     // which the kernel fills with zeros. False: they stay where they are.

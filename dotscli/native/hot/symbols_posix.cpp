@@ -1,0 +1,11 @@
+#include "hot/symbols.h"
+
+#include <dlfcn.h>
+
+namespace hot {
+
+void * find_symbol(void * library, const char * name) {
+    return dlsym(library, name);
+}
+
+}  // namespace hot

@@ -1,0 +1,55 @@
+"""The options of `dots chat` that concern saved conversations, and those of `dots sessions`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Annotated
+
+import typer
+
+from dotscli.options.shared import Out, Panel, varied
+
+
+@dataclass(frozen=True)
+class SessionFlags:
+    """Which conversation goes on, and whether it is saved."""
+
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--continue", rich_help_panel=Panel.INPUT,
+            help="Go on with the conversation that was used last.",
+        ),
+    ] = False  # fmt: skip
+    session: Annotated[
+        str | None,
+        typer.Option(
+            "--session", metavar="NAME", rich_help_panel=Panel.INPUT,
+            help="Go on with this conversation, or begin one of this name.",
+        ),
+    ] = None  # fmt: skip
+    save: Annotated[
+        bool | None,
+        typer.Option(
+            "--save/--no-save", rich_help_panel=Panel.OUTPUT,
+            show_default="on at a terminal", help="Save the conversation as it goes on.",
+        ),
+    ] = None  # fmt: skip
+
+
+class Action(str, Enum):
+    """What `dots sessions` does."""
+
+    LIST = "list"
+    SHOW = "show"
+    EXPORT = "export"
+    RENAME = "rename"
+    RM = "rm"
+
+
+@dataclass(frozen=True)
+class SessionsFlags:
+    """Where an export goes."""
+
+    out: Out = varied(None, help="Write the export to this file, which must not exist yet.")
