@@ -47,6 +47,11 @@ def sessions_folder(environ: Mapping[str, str]) -> Path:
     return state_folder(environ) / "sessions"
 
 
+def states_folder(environ: Mapping[str, str]) -> Path:
+    """Where it is kept what contexts hold: states/ beside the conversations."""
+    return state_folder(environ) / "states"
+
+
 def _folder(environ: Mapping[str, str], variable: str, function: str) -> Path:
     given = environ.get(variable, "")
     if Path(given).is_absolute():  # XDG's rule: a relative path counts as none

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 
-from dotscli.commands.chat_session import keep, model_of, wanted_session
+from dotscli.commands.chat_session import keep, keep_states, model_of, wanted_session
 from dotscli.commands.model import open_engine, resolve
 from dotscli.commands.settings import (
     engine_options,
@@ -45,8 +45,10 @@ class Loop:
         reader: Reader,
         stats: bool,
         journal: Journal | None = None,
+        first_state: str | None = None,
     ) -> None:
         self.terminal = terminal
+        self.first_state = first_state  # what to say when one is kept for the first time
         self.conversation = conversation
         self.journal = journal
         self.reader = reader
@@ -136,6 +138,9 @@ class Loop:
             if not terminal.stdin_is_tty:
                 raise
         terminal.end_line()
+        if self.conversation.engine.keep_state() and self.first_state is not None:
+            terminal.note(self.first_state)
+            self.first_state = None
         if answer.finish_reason == "context":
             terminal.warn("the context is full: /drop forgets the oldest turn, /clear every turn")
         if self.stats and (answer.text or answer.finish_reason != "interrupted"):
@@ -188,6 +193,7 @@ def chat(
             stop=stop,
         )
         journal = keep(terminal, wanted, conversation, path)
+        first_state = keep_states(terminal, loaded) if journal is not None else None
         reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
         if at_keyboard:
             name = loaded.metadata.get("general.name", path.stem)
@@ -198,4 +204,4 @@ def chat(
             terminal.note(f"{PROMPT}{first}")
         keys = terminal.keys_kept() if at_keyboard else nullcontext()
         with keys, closing(journal) if journal else nullcontext():
-            return Loop(terminal, conversation, reader, stats, journal).run(first)
+            return Loop(terminal, conversation, reader, stats, journal, first_state).run(first)

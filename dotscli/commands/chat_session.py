@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dotscli.conversation.conversation import Conversation
 from dotscli.conversation.journal import Journal
@@ -12,10 +13,14 @@ from dotscli.conversation.session_log import Header
 from dotscli.conversation.sessions import Sessions, check_name
 from dotscli.conversation.slash_sessions import opened
 from dotscli.errors import usage
-from dotscli.folders import sessions_folder
+from dotscli.folders import sessions_folder, states_folder
 from dotscli.models.identity import fingerprint
 from dotscli.options.chat import SessionFlags
 from dotscli.terminal.terminal import Terminal
+from dotscli.terminal.text import format_bytes
+
+if TYPE_CHECKING:
+    from dotscli.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -101,3 +106,17 @@ def keep(
         conversation.recorder = journal
         journal.system(conversation.system)
     return journal
+
+
+def keep_states(terminal: Terminal, engine: Engine) -> str | None:
+    """Keep what the context holds as well; what to say when that happens for the first time."""
+    from dotscli.engine.state_store import limit_nbytes
+
+    folder = states_folder(terminal.environ)
+    engine.keep_states(folder, terminal.warn)
+    if folder.exists():
+        return None
+    return (
+        f"so that it need not be read again, the context is kept in {folder} (at most "
+        f"{format_bytes(limit_nbytes(folder))}; dots sessions --cache lists it; --no-save)"
+    )

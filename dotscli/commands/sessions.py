@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 from pathlib import Path
 
@@ -9,10 +10,10 @@ from dotscli.conversation.session_markdown import markdown
 from dotscli.conversation.sessions import Sessions, Summary
 from dotscli.conversation.slash_sessions import short_question
 from dotscli.errors import DotsError, usage
-from dotscli.folders import sessions_folder
+from dotscli.folders import sessions_folder, states_folder
 from dotscli.options.chat import Action, SessionsFlags
 from dotscli.terminal.terminal import Terminal
-from dotscli.terminal.text import format_bytes
+from dotscli.terminal.text import format_bytes, format_seconds
 
 COLUMNS = ("name", "last used", "questions", "size", "first question")
 N_NAMES = {Action.LIST: 0, Action.SHOW: 1, Action.EXPORT: 1, Action.RENAME: 2}
@@ -26,6 +27,9 @@ def sessions(
     Raises:
         DotsError: there is no such conversation, or it can't be done.
     """
+    if flags.cache:
+        _cache(terminal, states_folder(terminal.environ), as_json)
+        return
     kept = Sessions(sessions_folder(terminal.environ))
     wanted = N_NAMES.get(action)
     if (wanted is not None and len(names) != wanted) or (action is Action.RM and not names):
@@ -61,20 +65,57 @@ def _list(terminal: Terminal, kept: Sessions, as_json: bool) -> None:
     terminal.table(COLUMNS, [_row(one) for one in found], right=("questions", "size"))
 
 
+def _cache(terminal: Terminal, folder: Path, as_json: bool) -> None:
+    """What contexts held, so that it need not be read again."""
+    from dotscli.engine.state_file import SUFFIX, read_info
+    from dotscli.engine.state_store import limit_nbytes
+
+    found = []
+    for path in sorted(folder.glob(f"*{SUFFIX}"), key=lambda path: -path.stat().st_mtime):
+        with contextlib.suppress(DotsError):
+            info = read_info(path)
+            found.append((info, path.stat()))
+    limit = limit_nbytes(folder)
+    if as_json:
+        states = [
+            {"path": str(i.path), "tokens": len(i.tokens), "bytes": s.st_size,
+             "prefill_s": round(i.prefill_s, 3), "used": _utc(s.st_mtime)}
+            for i, s in found
+        ]  # fmt: skip
+        terminal.json({"folder": str(folder), "limit_bytes": limit, "states": states})
+        return
+    total = sum(status.st_size for _, status in found)
+    rows = [
+        (_local(status.st_mtime), f"{len(info.tokens):,}", format_bytes(status.st_size),
+         format_seconds(info.prefill_s))
+        for info, status in found
+    ]  # fmt: skip
+    terminal.paragraph(f"{folder}: {format_bytes(total)} of at most {format_bytes(limit)}")
+    if rows:
+        terminal.table(("last used", "tokens", "size", "to read again"), rows, ("tokens", "size"))
+
+
+def _local(timestamp: float) -> str:
+    return datetime.datetime.fromtimestamp(timestamp).strftime("%Y-%m-%d %H:%M")
+
+
+def _utc(timestamp: float) -> str:
+    when = datetime.datetime.fromtimestamp(timestamp, datetime.timezone.utc)
+    return when.isoformat(timespec="seconds")
+
+
 def _row(one: Summary) -> tuple[str, ...]:
     asked = one.questions
     what = one.problem or (short_question(asked[0]) if asked else "")
-    when = datetime.datetime.fromtimestamp(one.changed).strftime("%Y-%m-%d %H:%M")
-    return one.name, when, str(len(asked)), format_bytes(one.nbytes), what
+    return one.name, _local(one.changed), str(len(asked)), format_bytes(one.nbytes), what
 
 
 def _json(one: Summary) -> dict[str, object]:
-    changed = datetime.datetime.fromtimestamp(one.changed, datetime.timezone.utc)
     return {
         "name": one.name,
         "path": str(one.path),
         "bytes": one.nbytes,
-        "changed": changed.isoformat(timespec="seconds"),
+        "changed": _utc(one.changed),
         "model": one.state.header.model if one.state else None,
         "questions": len(one.questions),
         "problem": one.problem or None,

@@ -68,6 +68,35 @@ class Decoder:
             self.cached.clear()
             self._api.llama_memory_clear(self._memory, False)
 
+    def state_nbytes(self) -> int:
+        """Bytes of what the context holds."""
+        return int(self._api.llama_state_seq_get_size(self._context, 0))
+
+    def save(self, to: memoryview) -> None:
+        """Copies what the context holds, `state_nbytes` bytes.
+
+        Raises:
+            DotsError: llama.cpp gives another number of bytes.
+        """
+        place = (ctypes.c_uint8 * len(to)).from_buffer(to)
+        written = self._api.llama_state_seq_get_data(self._context, place, len(to), 0)
+        del place
+        if written != len(to):
+            raise DotsError("llama.cpp can't give its state")
+
+    def restore(self, state: memoryview, tokens: Sequence[int]) -> bool:
+        """Makes the context hold these tokens; False, and nothing is held, if llama.cpp can't."""
+        place = (ctypes.c_uint8 * len(state)).from_buffer(state)
+        self.cached[:] = tokens
+        taken = self._api.llama_state_seq_set_data(self._context, place, len(state), 0)
+        del place
+        held = int(self._api.llama_memory_seq_pos_max(self._memory, 0)) + 1
+        if taken == len(state) and held == len(tokens):
+            return True
+        self.cached.clear()
+        self._api.llama_memory_clear(self._memory, False)
+        return False
+
     def reuse(self, prompt: Sequence[int]) -> int:
         """Keeps what the prompt shares with the cache and returns how many tokens that are.
 

@@ -38,13 +38,19 @@ if TYPE_CHECKING:
     import numpy as np
 
     from dotscli.engine.collect import Collector, Input
+    from dotscli.engine.states import KeptStates
 
 
 class Engine:
     """A dots1 GGUF ready to answer. Use it as a context manager, or call `close`."""
 
     def __init__(
-        self, path: Path, loaded: Loaded, metadata: Mapping[str, str], load_s: float
+        self,
+        path: Path,
+        loaded: Loaded,
+        metadata: Mapping[str, str],
+        load_s: float,
+        cache_types: Sequence[str],
     ) -> None:
         """Used by `load` only."""
         api = llama()
@@ -63,11 +69,13 @@ class Engine:
         self.hot = loaded.hot
         self.hot_off = loaded.hot_off
         self._loaded = loaded
+        self._cache_types = cache_types
         self.phases = loaded.phases
         self.tier = loaded.tier
         self._decoder = Decoder(
             loaded.context, self.n_vocab, self.tier.failure if self.tier else None
         )
+        self._states: KeptStates | None = None
         self._answer: Answer | None = None
         self._pieces: Generator[Piece, None, None] | None = None
 
@@ -111,7 +119,8 @@ class Engine:
             for key, value in gguf.metadata.items()
             if isinstance(value, str | int | float | bool)
         }
-        return cls(path, loaded, metadata, time.perf_counter() - started)
+        kinds = (options.cache_type_k, options.cache_type_v, options.flash_attn)
+        return cls(path, loaded, metadata, time.perf_counter() - started, kinds)
 
     def tokenize(self, text: str, *, parse_special: bool) -> list[int]:
         """Token ids of a text in NFC; with `parse_special` names of control tokens are tokens."""
@@ -121,7 +130,7 @@ class Engine:
     def detokenize(self, tokens: Sequence[int], *, special: bool = False) -> bytes:
         """Bytes of tokens; control tokens leave nothing unless `special` asks for their names."""
         self._check_open()
-        self._check_ids(tokens)
+        self.vocabulary.check(tokens)
         return b"".join(self.vocabulary.piece(token, special=special) for token in tokens)
 
     def generate(
@@ -162,11 +171,33 @@ class Engine:
             self.path,
         )
         self._end_answer()
+        if self._states is not None:
+            self._states.recall(prompt)
         self._answer = Answer(
             self._decoder, vocabulary, sampler, prompt, limits, text, self.hot, self.tier
         )
         self._pieces = self._waited_for(self._answer.pieces(on_prefill))
         return self._pieces
+
+    def keep_states(self, folder: Path, warn: Callable[[str], None]) -> None:
+        """From here on, what the cache holds is looked for in a folder, and kept by `keep_state`.
+
+        Args:
+            folder: shared with other models and processes; need not exist.
+            warn: gets what goes wrong; answers go on without.
+        """
+        from dotscli.engine.states import open_states
+
+        if not self._loaded.workers:  # a worker's part would have to come through the network
+            self._states = open_states(self.path, self._cache_types, self._decoder, folder, warn)
+
+    def keep_state(self) -> bool:
+        """After an answer: keep what the cache holds, if reading it again would take longer.
+
+        Returns whether it is being written; `close` waits for that.
+        """
+        self._end_answer()
+        return self._states is not None and self._states.keep(self.stats)
 
     @property
     def stats(self) -> Stats:
@@ -193,7 +224,7 @@ class Engine:
             KeyboardInterrupt: from the user; what was collected is forgotten.
         """
         self.forget()
-        self._check_ids(tokens)
+        self.vocabulary.check(tokens)
         collector.forget()
         with waiting_for(self._loaded.workers):
             self._decoder.evaluate(tokens, collector.begin)
@@ -208,6 +239,8 @@ class Engine:
     def close(self) -> None:
         """Frees model and context; harmless when done twice."""
         self._end_answer()
+        if self._states is not None:
+            self._states.close()
         let_grammars_go()
         let_template_go()
         log().listener = None
@@ -248,7 +281,7 @@ class Engine:
         self._check_open()
         if not tokens:
             raise DotsError("the prompt is empty", hint="give at least one character")
-        self._check_ids(tokens)
+        self.vocabulary.check(tokens)
         if len(tokens) >= self.n_ctx:
             more = self.longer_context(len(tokens))
             raise DotsError(
@@ -266,8 +299,3 @@ class Engine:
         """
         wanted = min((n_tokens // 1024 + 2) * 1024, self.most_ctx)
         return wanted if wanted > max(n_tokens, self.n_ctx) else 0
-
-    def _check_ids(self, tokens: Sequence[int]) -> None:
-        # llama.cpp reads past the vocabulary for an id outside it
-        if tokens and (min(tokens) < 0 or max(tokens) >= self.n_vocab):
-            raise DotsError(f"a token id is outside 0 to {self.n_vocab - 1}")

@@ -6,7 +6,7 @@ import ctypes
 import functools
 import os
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,15 @@ class Vocabulary:
             if count >= 0:
                 return ids[:count]
             capacity = -count
+
+    def check(self, tokens: Sequence[int]) -> None:
+        """Refuse an id outside the vocabulary: llama.cpp would read past its end.
+
+        Raises:
+            DotsError: there is one.
+        """
+        if tokens and (min(tokens) < 0 or max(tokens) >= self.n_tokens):
+            raise DotsError(f"a token id is outside 0 to {self.n_tokens - 1}")
 
     def piece(self, token: int, *, special: bool = False) -> bytes:
         """Bytes of one token; the id must lie in the vocabulary."""

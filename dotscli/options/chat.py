@@ -50,6 +50,13 @@ class Action(str, Enum):
 
 @dataclass(frozen=True)
 class SessionsFlags:
-    """Where an export goes."""
+    """What is listed instead, and where an export goes."""
 
+    cache: Annotated[
+        bool,
+        typer.Option(
+            "--cache", rich_help_panel=Panel.RUN,
+            help="List what is kept of contexts, so that it need not be read again.",
+        ),
+    ] = False  # fmt: skip
     out: Out = varied(None, help="Write the export to this file, which must not exist yet.")
