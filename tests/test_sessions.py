@@ -309,8 +309,10 @@ def test_a_name_tells_the_day_and_the_question(sessions: Sessions) -> None:
     assert name_for("?", now) == "2026-11-27"
     made = [sessions.create("a", HEADER)[0] for _ in range(3)]
     assert made == ["a", "a-2", "a-3"]
-    for name in (name_for("x" * 500, now), name_for("../../etc/passwd", now)):
-        assert sessions.path(name).parent == sessions.folder
+    for question in ("x" * 500, "../../etc/passwd", "为" * 200, "\ud800 a", "e\u0301" * 99):
+        made_up, log = sessions.create(name_for(question, now), HEADER)
+        log.close()
+        assert sessions.path(made_up).parent == sessions.folder
 
 
 @pytest.mark.parametrize(
@@ -375,6 +377,18 @@ def test_rename_replaces_nothing(sessions: Sessions) -> None:
     assert {one.name for one in sessions.all()} == {"b", "c"}
     with pytest.raises(DotsError, match="no conversation named a"):
         sessions.remove("a")
+
+
+def test_a_session_of_a_million_lines_is_read_in_seconds() -> None:
+    head = json.dumps({"session": 1, **HEADER.__dict__}).encode()
+    lines = [head, b'{"ask": 0, "text": "q"}', *[b'{"piece": "a"}'] * 300_000]
+    lines += [b'{"ask": %d, "text": "q"}\n{"answer": "a", "complete": true}' % (2 * n + 2)
+              for n in range(20_000)]  # fmt: skip
+    began = time.monotonic()
+    state = replay(b"\n".join([*lines, b""]), "it")
+    assert len(state.turns) == 40_002
+    assert len(state.turns[1].content) == 300_000
+    assert time.monotonic() - began < 30
 
 
 # The command line

@@ -68,8 +68,8 @@ def test_a_conversation_goes_on_to_the_bit(
     with engine(tiny_gguf, folder, warnings, **how) as loaded:
         first, more = prompts(loaded)
         said = answer(loaded, first)
-        assert loaded._states is not None
-        loaded._states.close()
+        assert loaded.states is not None
+        loaded.states.close()
         kept = shutil.copytree(folder, folder.parent / "kept")  # the next takes its place
         following = [*first, *(t for t in said if t is not None), *more]
         expected = answer(loaded, following)

@@ -1,9 +1,9 @@
-"""Do threads that are tied to cores decode faster? With nothing beside them, and with a busy program.
+"""Do threads that are tied to cores decode faster, alone and beside a busy program?
 
     python -m bench.answer.pinning MODEL.gguf --out docs/bench/pinning.md
 
-The same answer with OpenMP's threads free (as dots leaves them) and bound to cores
-(OMP_PROC_BIND=true, OMP_PLACES=cores), in turn; then again beside a program that keeps one core busy.
+The same answer with OpenMP's threads free, as dots leaves them, and bound to cores
+(OMP_PROC_BIND=true, OMP_PLACES=cores), in turn; then again beside one that keeps a core busy.
 """
 
 from __future__ import annotations

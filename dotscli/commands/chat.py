@@ -204,4 +204,7 @@ def chat(
             terminal.note(f"{PROMPT}{first}")
         keys = terminal.keys_kept() if at_keyboard else nullcontext()
         with keys, closing(journal) if journal else nullcontext():
-            return Loop(terminal, conversation, reader, stats, journal, first_state).run(first)
+            status = Loop(terminal, conversation, reader, stats, journal, first_state).run(first)
+        if loaded.states and loaded.states.writing:
+            terminal.note("writing the context to the disk; Ctrl-C leaves it out")
+        return status

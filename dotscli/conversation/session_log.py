@@ -55,13 +55,23 @@ class Replayed:
     nbytes: int = 0
 
 
+@dataclass
 class _Attempt:
-    """A question that is being answered."""
+    """A question that is being answered, after the first `kept` turns."""
 
-    def __init__(self, turns: list[Message], question: str) -> None:
-        self.turns = [*turns, Message("user", question)]
-        self.question = question
-        self.text = ""
+    kept: int
+    question: str
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def end(self, turns: list[Message], text: str, complete: bool) -> None:
+        """Question and answer take the place of what was behind the turns that are kept."""
+        turns[self.kept :] = [
+            Message("user", self.question), Message("assistant", text, complete)
+        ]  # fmt: skip
 
 
 def replay(data: bytes, origin: str) -> Replayed:
@@ -117,10 +127,10 @@ def _take(state: Replayed, attempt: _Attempt | None, line: bytes) -> _Attempt | 
     values = parse_object(line, "a line")
     match values:
         case {"piece": str(text)} if attempt is not None:
-            attempt.text += text
+            attempt.pieces.append(text)
             return attempt
         case {"answer": str(text), "complete": bool(complete)} if attempt is not None:
-            state.turns = [*attempt.turns, Message("assistant", text, complete)]
+            attempt.end(state.turns, text, complete)
             return None
         case {"system": str(text)}:
             _end(state, attempt)
@@ -130,7 +140,7 @@ def _take(state: Replayed, attempt: _Attempt | None, line: bytes) -> _Attempt | 
             _end(state, attempt)
             if not 0 <= kept <= len(state.turns) < MAX_TURNS:
                 raise ValueError
-            return _Attempt(state.turns[:kept], text)
+            return _Attempt(kept, text)
         case {"cut": [int(start), int(stop)]}:
             _end(state, attempt)
             if not 0 <= start <= stop <= len(state.turns):
@@ -142,8 +152,8 @@ def _take(state: Replayed, attempt: _Attempt | None, line: bytes) -> _Attempt | 
 
 def _end(state: Replayed, attempt: _Attempt | None) -> None:
     """An answer that nobody has ended stays as far as it came; without a word it never was."""
-    if attempt is not None and attempt.text:
-        state.turns = [*attempt.turns, Message("assistant", attempt.text, complete=False)]
+    if attempt is not None and (text := attempt.text):
+        attempt.end(state.turns, text, complete=False)
 
 
 class SessionLog:

@@ -26,7 +26,7 @@ from dotscli.errors import DotsError
 from dotscli.models.regular_file import check_regular
 
 SUFFIX = ".jsonl"
-MAX_NAME = 100  # characters
+MAX_NAME = 100  # bytes in UTF-8; file systems take 255 with what is added
 MAX_SESSIONS = 10_000  # that are looked at
 _WRONG = re.compile(r'[/\\:*?"<>|\x00-\x1f\x7f]|^[.-]|^\s|\s$')
 _WORDS = re.compile(r"\w+")
@@ -57,10 +57,10 @@ def check_name(name: str) -> None:
     Raises:
         DotsError: it isn't.
     """
-    if not name or len(name) > MAX_NAME or _WRONG.search(name):
+    if not name or len(name.encode("utf-8", "replace")) > MAX_NAME or _WRONG.search(name):
         raise DotsError(
             f"{name[:MAX_NAME]!r} can't be a session's name",
-            hint=f"up to {MAX_NAME} letters, digits, spaces, dots and dashes, with a letter first",
+            hint=f"up to {MAX_NAME} bytes of letters, digits, spaces, dots and dashes",
         )
 
 
@@ -81,12 +81,15 @@ class Sessions:
 
     def all(self) -> list[Summary]:
         """Every session, the last used one first."""
+        return [_summary(path) for path in self._paths()]
+
+    def _paths(self) -> list[Path]:
         found: list[tuple[float, Path]] = []
         with contextlib.suppress(OSError):
             for path in list(self.folder.glob(f"*{SUFFIX}"))[:MAX_SESSIONS]:
                 with contextlib.suppress(OSError):
                     found.append((path.stat().st_mtime, path))
-        return [_summary(path) for _, path in sorted(found, reverse=True)]
+        return [path for _, path in sorted(found, reverse=True)]
 
     def latest(self) -> str:
         """The name of the session that was used last.
@@ -94,7 +97,8 @@ class Sessions:
         Raises:
             DotsError: there is none that can be read.
         """
-        for summary in self.all():
+        for path in self._paths():
+            summary = _summary(path)
             if summary.state is not None:
                 return summary.name
         raise DotsError(
@@ -174,8 +178,7 @@ class Sessions:
         if not path.exists():
             raise self._missing(name)
         try:
-            os.link(path, new)  # unlike a rename, it replaces nothing
-            path.unlink()
+            _move(path, new)
         except FileExistsError:
             raise DotsError(f"there is a conversation named {to} already") from None
         except OSError as error:
@@ -199,10 +202,25 @@ class Sessions:
         return DotsError(f"there is no conversation named {name}", hint="dots sessions lists them")
 
 
+def _move(path: Path, new: Path) -> None:
+    """A rename that replaces nothing; raises OSError."""
+    try:
+        os.link(path, new)
+    except FileExistsError:
+        raise
+    except OSError:  # a file system without links: nobody else is likely to be that quick
+        if new.exists():
+            raise FileExistsError from None
+        path.rename(new)
+    else:
+        path.unlink()
+
+
 def name_for(question: str, now: datetime.datetime) -> str:
     """A name for a conversation that begins with this question: the day and a few words."""
     words = _WORDS.findall(question.lower())[:_N_WORDS]
-    return "-".join([f"{now:%Y-%m-%d}", *words])[: MAX_NAME - 10].rstrip("-")
+    name = "-".join([f"{now:%Y-%m-%d}", *words]).encode("utf-8", "ignore")
+    return name[: MAX_NAME - 10].decode("utf-8", "ignore").rstrip("-")
 
 
 _FLAGS = os.O_RDWR | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)

@@ -75,7 +75,7 @@ class Engine:
         self._decoder = Decoder(
             loaded.context, self.n_vocab, self.tier.failure if self.tier else None
         )
-        self._states: KeptStates | None = None
+        self.states: KeptStates | None = None
         self._answer: Answer | None = None
         self._pieces: Generator[Piece, None, None] | None = None
 
@@ -171,8 +171,8 @@ class Engine:
             self.path,
         )
         self._end_answer()
-        if self._states is not None:
-            self._states.recall(prompt)
+        if self.states is not None:
+            self.states.recall(prompt)
         self._answer = Answer(
             self._decoder, vocabulary, sampler, prompt, limits, text, self.hot, self.tier
         )
@@ -189,7 +189,7 @@ class Engine:
         from dotscli.engine.states import open_states
 
         if not self._loaded.workers:  # a worker's part would have to come through the network
-            self._states = open_states(self.path, self._cache_types, self._decoder, folder, warn)
+            self.states = open_states(self.path, self._cache_types, self._decoder, folder, warn)
 
     def keep_state(self) -> bool:
         """After an answer: keep what the cache holds, if reading it again would take longer.
@@ -197,7 +197,7 @@ class Engine:
         Returns whether it is being written; `close` waits for that.
         """
         self._end_answer()
-        return self._states is not None and self._states.keep(self.stats)
+        return self.states is not None and self.states.keep(self.stats)
 
     @property
     def stats(self) -> Stats:
@@ -239,8 +239,8 @@ class Engine:
     def close(self) -> None:
         """Frees model and context; harmless when done twice."""
         self._end_answer()
-        if self._states is not None:
-            self._states.close()
+        if self.states is not None:
+            self.states.close()
         let_grammars_go()
         let_template_go()
         log().listener = None

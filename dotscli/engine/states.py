@@ -98,7 +98,9 @@ class KeptStates:
             self._warn(error.message if isinstance(error, DotsError) else str(error))
             return False
         self._kept = tokens
-        self._writing = threading.Thread(target=self._finish, args=(new, nbytes), name="state")
+        self._writing = threading.Thread(
+            target=self._finish, args=(new, nbytes), name="state", daemon=True
+        )
         self._writing.start()
         return True
 
