@@ -192,10 +192,7 @@ class Engine:
             self.states = open_states(self.path, self._cache_types, self._decoder, folder, warn)
 
     def keep_state(self) -> bool:
-        """After an answer: keep what the cache holds, if reading it again would take longer.
-
-        Returns whether it is being written; `close` waits for that.
-        """
+        """Keep what the cache holds after an answer, if that pays; whether it is being written."""
         self._end_answer()
         return self.states is not None and self.states.keep(self.stats)
 
