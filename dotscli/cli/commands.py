@@ -21,8 +21,9 @@ from dotscli.options.engine import EngineFlags, PlacementFlags
 from dotscli.options.inspect import InspectFlags
 from dotscli.options.output import OutputFlags, terminal_of
 from dotscli.options.plan import PlanFlags
+from dotscli.options.prompt import OneShotFlags
 from dotscli.options.quantize import QuantizeFlags
-from dotscli.options.shared import File, Json, Model, Panel
+from dotscli.options.shared import File, Json, Model
 from dotscli.options.verify import VerifyFlags
 from dotscli.options.worker import WorkerFlags
 
@@ -113,25 +114,18 @@ def prompt(
     sampling: SamplingFlags,
     answer: AnswerFlags,
     engine: EngineFlags,
+    one_shot: OneShotFlags,
     text: Annotated[
         str | None, typer.Argument(metavar="TEXT", help="The question; - reads it from stdin.")
     ] = None,
     file: File = None,
     model: Model = None,
     json: Json = False,
-    no_template: Annotated[
-        bool,
-        typer.Option(
-            "--no-template",
-            rich_help_panel=Panel.INPUT,
-            help="Continue the raw text; control tokens are parsed.",
-        ),
-    ] = False,
 ) -> None:
     """Answer one question, made of files, stdin and the argument, in that order."""
     from dotscli.commands.prompt import Request, prompt
 
-    request = Request(text, file or (), model, no_template, json, sampling, answer, engine)
+    request = Request(text, file or (), model, json, one_shot, sampling, answer, engine)
     status = prompt(terminal_of(context, output), request)
     raise typer.Exit(status)
 

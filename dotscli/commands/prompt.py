@@ -6,6 +6,7 @@ stands next to its answer, and the same files asked about twice begin with the s
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,14 +21,16 @@ from dotscli.commands.settings import (
     system_prompt,
 )
 from dotscli.conversation.answer import Answer, answer_json, answer_writer, stats_line, with_prefill
+from dotscli.conversation.code_block import first_code_block
 from dotscli.conversation.conversation import Message, OnPrefill, encode
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
-from dotscli.errors import ExitStatus, usage
+from dotscli.errors import DotsError, ExitStatus, usage
 from dotscli.folders import heat_folder
 from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.engine import EngineFlags
+from dotscli.options.prompt import OneShotFlags
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import argument
@@ -42,8 +45,8 @@ class Request:
     text: str | None
     files: Sequence[Path]
     model: str | None
-    raw: bool
     json: bool
+    one_shot: OneShotFlags
     sampling: SamplingFlags
     answer: AnswerFlags
     engine: EngineFlags
@@ -86,8 +89,11 @@ def prompt(terminal: Terminal, request: Request) -> int:
     check_n_predict(request.answer.n_predict)
     stop = stop_strings(request.answer)
     system = system_prompt(terminal, request.answer)
-    if request.raw and system:
+    one_shot = request.one_shot
+    if one_shot.no_template and system:
         raise usage("--no-template and --system can't be combined", "put all of it into the text")
+    if one_shot.out is not None and one_shot.out.exists():
+        raise DotsError(f"{one_shot.out} already exists", hint="give another name after -o")
     asked = question(terminal, request.text, request.files)
     grammar = grammar_for(terminal, request.answer)
     path = resolve(request.model, terminal)
@@ -99,7 +105,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
             grammar,
             lambda text: terminal.warn(f"{path}: {text}"),
         ).with_seed()
-        if request.raw:
+        if one_shot.no_template:
             tokens = engine.tokenize(asked, parse_special=True)
         else:
             messages = [Message("system", system)] if system else []
@@ -116,7 +122,8 @@ def prompt(terminal: Terminal, request: Request) -> int:
             )
 
         answer = Answer()
-        output = nullcontext(lambda text: None) if request.json else answer_writer(terminal)
+        held = request.json or one_shot.extract or one_shot.no_stream or one_shot.out is not None
+        output = nullcontext(lambda text: None) if held else answer_writer(terminal)
         status = ExitStatus.OK
         try:
             with output as write, closed(with_prefill(terminal, start)) as pieces:
@@ -126,12 +133,15 @@ def prompt(terminal: Terminal, request: Request) -> int:
             terminal.interrupted()
             answer.stats = engine.stats
         if request.json:
-            terminal.json(
-                answer_json(
-                    answer, model=path, seed=sampling.seed, n_ctx=engine.n_ctx,
-                    load_s=engine.load_s, phases=engine.phases, hot_off=engine.hot_off,
-                )
+            found = answer_json(
+                answer, model=path, seed=sampling.seed, n_ctx=engine.n_ctx,
+                load_s=engine.load_s, phases=engine.phases, hot_off=engine.hot_off,
             )  # fmt: skip
+            if one_shot.extract:
+                found["code"] = first_code_block(answer.text)
+            put_out(terminal, json.dumps(found, ensure_ascii=False) + "\n", one_shot.out, found)
+        elif held:
+            put_out(terminal, wanted_part(terminal, answer.text, one_shot), one_shot.out)
         else:
             terminal.end_line()
         show = request.answer.stats
@@ -153,3 +163,37 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 + (f": --ctx-size {more} makes room" if more else "")
             )
     return int(status)
+
+
+def wanted_part(terminal: Terminal, text: str, flags: OneShotFlags) -> str:
+    """The answer, or its first code block.
+
+    Raises:
+        DotsError: there is no code block; the answer has gone to stderr.
+    """
+    if not flags.extract:
+        return text if text.endswith("\n") else f"{text}\n"
+    code = first_code_block(text)
+    if code is None:
+        terminal.say(text)
+        raise DotsError("the answer has no code block", hint="leave out -x")
+    return code
+
+
+def put_out(terminal: Terminal, text: str, out: Path | None, document: object = None) -> None:
+    """Print the text, or the JSON document that it stands for; or write it to a file.
+
+    Raises:
+        DotsError: the file can't be written; the text is on stdout then.
+    """
+    if out is None:
+        terminal.write(text) if document is None else terminal.json(document)
+        return
+    try:
+        with out.open("x", encoding="utf-8", errors="replace") as file:
+            file.write(text)
+    except OSError as error:
+        terminal.write(text)
+        reason = "it exists already" if isinstance(error, FileExistsError) else error.strerror
+        raise DotsError(f"{out} can't be written: {reason}") from error
+    terminal.note(f"wrote {out}")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from dotscli.engine.sampling import Sampling, in_range, range_text
 from dotscli.engine.stream import check_stop
 from dotscli.errors import usage
+from dotscli.models.short_schema import full_schema
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.engine import EngineFlags
 from dotscli.options.sizes import bare, size_of
@@ -187,7 +188,7 @@ def grammar_for(terminal: Terminal, flags: AnswerFlags) -> str | None:
         return _checked_grammar(terminal.read_file(flags.grammar_file))
     if flags.grammar is not None:
         return _checked_grammar(argument(flags.grammar))
-    schema = None if flags.json_schema is None else argument(flags.json_schema)
+    schema = None if flags.json_schema is None else full_schema(argument(flags.json_schema))
     if flags.json_schema_file is not None:
         schema = terminal.read_file(flags.json_schema_file)
     if schema is None:

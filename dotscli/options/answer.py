@@ -116,7 +116,7 @@ class AnswerFlags:
         str | None,
         typer.Option(
             "--json-schema", "-j", metavar="JSON", rich_help_panel=Panel.ANSWER,
-            help="Constrain the answer to this JSON schema.",
+            help="Constrain the answer to this JSON schema, or to fields: 'name, age int'.",
         ),
     ] = None  # fmt: skip
     json_schema_file: Annotated[
