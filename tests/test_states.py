@@ -290,7 +290,7 @@ def test_a_chat_that_goes_on_reads_nothing_twice(
         screen.wait_for(">>>")
         screen.type("/exit\r")
         assert screen.wait(60) == 0
-    listed = dots("sessions", "--cache", "--json", environ=places).json
+    listed = dots("sessions", "cache", "--json", environ=places).json
     assert len(listed["states"]) == 1
     with on_a_terminal(*words, "--continue", columns=160, **places) as screen:
         screen.wait_for(">>>")
@@ -299,5 +299,5 @@ def test_a_chat_that_goes_on_reads_nothing_twice(
         screen.wait_for(">>>")
         screen.type("/exit\r")
         assert screen.wait(60) == 0
-    text = dots("sessions", "--cache", environ=places).stdout
+    text = dots("sessions", "cache", environ=places).stdout
     assert "to read again" in text

@@ -154,15 +154,15 @@ def sessions(
     output: OutputFlags,
     flags: SessionsFlags,
     action: Annotated[
-        Action, typer.Argument(metavar="ACTION", help="list, show, export, rename or rm.")
+        Action, typer.Argument(metavar="ACTION", help="list, show, export, rename, rm or cache.")
     ] = Action.LIST,
     names: Annotated[
         list[str] | None,
-        typer.Argument(metavar="NAME...", help="The conversation; for rename, the new name too."),
+        typer.Argument(metavar="NAME", help="The conversation; for rename, the new name too."),
     ] = None,
     json: Json = False,
 ) -> None:
-    """List the saved conversations; show, export, rename or remove one."""
+    """List the saved conversations and kept contexts; show, export, rename or remove one."""
     from dotscli.commands.sessions import sessions
 
     sessions(terminal_of(context, output), action, names or [], flags, json)

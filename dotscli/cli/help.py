@@ -22,7 +22,8 @@ PLAINER = tuple(
     (re.compile(pattern), plain)
     for pattern, plain in (
         (r" <(int|int range|float|float range)>", " N"),
-        (r" <(str|path)>", ""),
+        (r" <(str|path|list\[str\])>", ""),
+        (r" <\w+(\|\w+)+>", ""),  # the help of such an option says the same
         (r"default: \((.*)\)", r"default: \1"),
         (r"(-?[\d.]+)<=x<=(-?[\d.]+)", r"\1 to \2"),
         (r"x>=(-?[\d.]+)", r"from \1"),

@@ -118,5 +118,5 @@ def keep_states(terminal: Terminal, engine: Engine) -> str | None:
         return None
     return (
         f"so that it need not be read again, the context is kept in {folder} (at most "
-        f"{format_bytes(limit_nbytes(folder))}; dots sessions --cache lists it; --no-save)"
+        f"{format_bytes(limit_nbytes(folder))}; dots sessions cache lists it; --no-save)"
     )

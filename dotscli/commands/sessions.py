@@ -1,4 +1,6 @@
-"""`dots sessions`: the saved conversations, to list, show, export, rename and remove."""
+"""`dots sessions`: the saved conversations, to list, show, export, rename and remove,
+and what is kept of their contexts.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,7 @@ from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import format_bytes, format_seconds
 
 COLUMNS = ("name", "last used", "questions", "size", "first question")
-N_NAMES = {Action.LIST: 0, Action.SHOW: 1, Action.EXPORT: 1, Action.RENAME: 2}
+N_NAMES = {Action.LIST: 0, Action.CACHE: 0, Action.SHOW: 1, Action.EXPORT: 1, Action.RENAME: 2}
 
 
 def sessions(
@@ -27,9 +29,6 @@ def sessions(
     Raises:
         DotsError: there is no such conversation, or it can't be done.
     """
-    if flags.cache:
-        _cache(terminal, states_folder(terminal.environ), as_json)
-        return
     kept = Sessions(sessions_folder(terminal.environ))
     wanted = N_NAMES.get(action)
     if (wanted is not None and len(names) != wanted) or (action is Action.RM and not names):
@@ -37,6 +36,8 @@ def sessions(
         what = "at least one name" if action is Action.RM else what
         raise usage(f"dots sessions {action.value} takes {what}", "dots sessions --help")
     match action:
+        case Action.CACHE:
+            _cache(terminal, states_folder(terminal.environ), as_json)
         case Action.LIST:
             _list(terminal, kept, as_json)
         case Action.SHOW:

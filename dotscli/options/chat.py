@@ -46,17 +46,11 @@ class Action(str, Enum):
     EXPORT = "export"
     RENAME = "rename"
     RM = "rm"
+    CACHE = "cache"
 
 
 @dataclass(frozen=True)
 class SessionsFlags:
-    """What is listed instead, and where an export goes."""
+    """Where an export goes."""
 
-    cache: Annotated[
-        bool,
-        typer.Option(
-            "--cache", rich_help_panel=Panel.RUN,
-            help="List what is kept of contexts, so that it need not be read again.",
-        ),
-    ] = False  # fmt: skip
     out: Out = varied(None, help="Write the export to this file, which must not exist yet.")
