@@ -65,7 +65,8 @@ def main() -> None:
         return
     sections = [_about(options)]
     for model in options.models:
-        sections += _model(options, model, prompt=model == options.models[-1])
+        last = model == options.models[-1]
+        sections += _model(options, model, prompt=last and _n_prompts(options) > 0)
     if options.out:
         write_report(options.out, "The memory tier against a mapped file", sections)
     else:

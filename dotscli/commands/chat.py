@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import closing, nullcontext
 
+from dotscli.commands.attached import Attached
 from dotscli.commands.chat_session import keep, keep_states, model_of, wanted_session
 from dotscli.commands.model import open_engine, resolve
 from dotscli.commands.settings import (
@@ -53,6 +54,7 @@ class Loop:
         self.journal = journal
         self.reader = reader
         self.stats = stats
+        self.attached = Attached(terminal, conversation.engine)
 
     def run(self, first: str = "") -> int:
         """Until Ctrl-D, /exit, the end of the input or two Ctrl-C; the exit status.
@@ -96,7 +98,9 @@ class Loop:
         """
         line = parse(text)
         if isinstance(line, str):
-            self.answer(lambda on_prefill: self.conversation.send(line, on_prefill))
+            whole = self.attached.with_text(line)
+            self.answer(lambda on_prefill: self.conversation.send(whole, on_prefill))
+            self.attached.clear()
             return False
         outcome = execute(self.conversation, line, self.journal)
         if outcome.text:
@@ -105,8 +109,12 @@ class Loop:
             self.stats = outcome.stats
         if outcome.action == "regenerate":
             self.answer(self.conversation.regenerate)
+        if outcome.action in ("file", "glob"):
+            self.terminal.note(self.attached.command(outcome.action, outcome.argument))
+        if outcome.action == "copy":
+            self.terminal.note(self.terminal.clipboard(outcome.argument))
         if outcome.action == "edit":
-            self._edit(outcome.question)
+            self._edit(outcome.argument)
         return outcome.action == "exit"
 
     def _edit(self, question: str) -> None:

@@ -23,6 +23,7 @@ from dotscli.commands.settings import (
 from dotscli.conversation.answer import Answer, answer_json, answer_writer, stats_line, with_prefill
 from dotscli.conversation.code_block import first_code_block
 from dotscli.conversation.conversation import Message, OnPrefill, encode
+from dotscli.conversation.files import file_part
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError, ExitStatus, usage
@@ -66,8 +67,7 @@ def question(terminal: Terminal, text: str | None, files: Sequence[Path]) -> str
         name, content = (
             ("stdin", terminal.read_stdin()) if path == STDIN else (path, terminal.read_file(path))
         )
-        ending = "" if content.endswith("\n") else "\n"
-        parts.append(f"--- File: {name} ---\n{content}{ending}".removesuffix("\n"))
+        parts.append(file_part(str(name), content))
     if STDIN not in files and (asked_for_stdin or not terminal.stdin_is_tty):
         parts.append(terminal.read_stdin().removesuffix("\n"))
     parts.append("" if asked_for_stdin else argument(text or ""))

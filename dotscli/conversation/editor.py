@@ -122,19 +122,22 @@ def _termination(app: Application[str]) -> Iterator[None]:
 
 def _session(terminal: Terminal, toolbar: Callable[[], str]) -> PromptSession[str]:
     from prompt_toolkit import PromptSession
-    from prompt_toolkit.completion import CompleteEvent, Completer, Completion
+    from prompt_toolkit.completion import CompleteEvent, Completer, Completion, PathCompleter
     from prompt_toolkit.document import Document
     from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
     from prompt_toolkit.output import ColorDepth, create_output
     from prompt_toolkit.styles import Style
 
     class Commands(Completer):
-        """The commands that begin like the line, each with what it does."""
+        """The commands that begin like the line, each with what it does; paths after /file."""
 
         def get_completions(
             self, document: Document, complete_event: CompleteEvent
         ) -> Iterator[Completion]:
             text = document.text_before_cursor
+            if text.startswith("/file "):
+                path = Document(text.removeprefix("/file "))
+                yield from PathCompleter(expanduser=True).get_completions(path, complete_event)
             if not text.startswith("/") or " " in text or "\n" in text:
                 return
             for name, (arguments, what) in COMMANDS.items():

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dotscli.conversation.answer import short, stats_line
+from dotscli.conversation.code_block import first_code_block
 from dotscli.conversation.conversation import Conversation
 from dotscli.conversation.journal import Journal
 from dotscli.conversation.slash_sessions import session_command
@@ -30,6 +31,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/set": ("[NAME VALUE]", "change a setting for the next answers, e.g. /set temp 0.2"),
     "/show": ("[WHAT]", "show info, params, template or system"),
     "/stats": ("[on|off]", "statistics of the last answer; `on` shows them after each"),
+    "/file": ("[PATH]", "send a file with the next message; alone: list them; `none`: forget them"),
+    "/glob": ("PATTERN", "the same with every file that matches, such as src/**/*.py"),
+    "/copy": ("[code]", "put the last answer, or its first code block, on the clipboard"),
     "/edit": ("[TEXT]", "change the last question and answer it again"),
     "/save": ("[NAME]", "give this conversation a name, or show the one it has"),
     "/load": ("NAME", "go on with another conversation"),
@@ -50,15 +54,16 @@ class Command:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command leaves to do: say `text`; then `exit`, `regenerate`, `edit` or go on.
+    """What a command leaves to do: say `text`; then an action, if there is one.
 
-    `question`: with `edit`, the new one; "" if it is still to be typed.
+    `argument`: with `edit` the new question, "" if it is still to be typed; with `file` and `glob`
+    what is to be sent; with `copy` what goes on the clipboard.
     """
 
     text: str = ""
     action: str = ""
     stats: bool | None = None
-    question: str = ""
+    argument: str = ""
 
 
 def parse(line: str) -> Command | str:
@@ -120,11 +125,31 @@ def execute(
         case "/edit":
             if not argument:
                 conversation.last_question  # noqa: B018  raises where there is none
-            return Outcome(action="edit", question=argument)
+            return Outcome(action="edit", argument=argument)
+        case "/file":
+            return Outcome(action="file", argument=argument)
+        case "/glob":
+            if not argument:
+                raise DotsError("/glob needs a pattern", hint="for instance: /glob src/**/*.py")
+            return Outcome(action="glob", argument=argument)
+        case "/copy":
+            return Outcome(action="copy", argument=_to_copy(conversation, argument))
         case "/save" | "/load" | "/fork" | "/sessions":
             return Outcome(session_command(conversation, journal, command.name, argument))
         case _:
             return _stats(conversation, argument)
+
+
+def _to_copy(conversation: Conversation, what: str) -> str:
+    answers = [turn.content for turn in conversation.turns if turn.role == "assistant"]
+    if what not in ("", "code"):
+        raise DotsError(f"unknown: /copy {what[:40]}", hint="/copy or /copy code")
+    if not answers:
+        raise DotsError("there is no answer to copy yet")
+    text = first_code_block(answers[-1]) if what else answers[-1]
+    if text is None:
+        raise DotsError("the last answer has no code block", hint="/copy copies all of it")
+    return text
 
 
 def help_text() -> str:

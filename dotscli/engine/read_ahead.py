@@ -2,8 +2,8 @@
 
 llama.cpp reads one tensor after the other, and the kernel reads ahead as little as the disk is set
 to: 128 KiB on most. Asked for piece by piece, much more is on its way. Pages that were read are
-given back at the end, for the weights have been copied. Where the system has no such call, nothing
-happens and everything works.
+given back behind it, for the weights have been copied: memory is short where this is used. Where
+the system has no such call, nothing happens and everything works.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dotscli.models.gguf_file import GgufFile
 from dotscli.models.tensor_places import files_of, tensor_places
 
 WINDOW = 256 << 20  # bytes ahead
+BEHIND = 64 << 20  # bytes that are read and not given back yet
 PIECE = 128 << 10  # bytes of one call: of more, the kernel reads only what it reads ahead
 
 
@@ -42,6 +43,8 @@ class ReadAhead:
         # Written in C: a Condition's lock can stay taken where Ctrl-C comes in the wrong moment.
         self._changed: SimpleQueue[None] = SimpleQueue()
         self._read = 0
+        self._n_dropped = 0  # pieces that were given back
+        self._dropped = 0  # bytes of them
         self._ended = False
         self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
 
@@ -73,6 +76,7 @@ class ReadAhead:
             for file, offset, nbytes in self._pieces:
                 while asked > self._read + WINDOW and not self._ended:
                     self._changed.get()
+                    self._drop(files)
                 if self._ended:
                     break
                 if file not in files:
@@ -81,6 +85,7 @@ class ReadAhead:
                 asked += nbytes
             while not self._ended:
                 self._changed.get()
+                self._drop(files)
             for descriptor in files.values():
                 os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         except OSError:
@@ -88,3 +93,13 @@ class ReadAhead:
         finally:
             for descriptor in files.values():
                 os.close(descriptor)
+
+    def _drop(self, files: dict[int, int]) -> None:
+        """Gives back what has been read for a while."""
+        while self._dropped < self._read - BEHIND and self._n_dropped < len(self._pieces):
+            file, offset, nbytes = self._pieces[self._n_dropped]
+            if file not in files:
+                return
+            os.posix_fadvise(files[file], offset, nbytes, os.POSIX_FADV_DONTNEED)
+            self._n_dropped += 1
+            self._dropped += nbytes

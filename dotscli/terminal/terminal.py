@@ -7,6 +7,7 @@ the JSON document that was asked for, stderr everything else. It knows nothing o
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import shutil
@@ -14,12 +15,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TextIO
 
-from dotscli.errors import OutputError
+from dotscli.errors import DotsError, OutputError
 from dotscli.terminal.descriptors import open_closed, to_nowhere
 from dotscli.terminal.input import Input
 from dotscli.terminal.progress import NoProgress, Progress
 from dotscli.terminal.rich_text import table_text
 from dotscli.terminal.text import COLOUR, NAMES, aligned, printable, wrapped
+
+MAX_CLIPBOARD = 100_000  # bytes of base64: what xterm takes
 
 
 class Terminal(Input):
@@ -114,6 +117,20 @@ class Terminal(Input):
                 raise
             reason = error.strerror or str(error)
             raise OutputError(f"the output can't be written: {reason}") from error
+
+    def clipboard(self, text: str) -> str:
+        """Ask the terminal to put a text on the clipboard (OSC 52); what there is to say.
+
+        Raises:
+            DotsError: it is no terminal that could, or the text is too long for any.
+        """
+        data = base64.b64encode(text.encode("utf-8", "replace"))
+        if not self.stdout_is_tty or self.is_dumb:
+            raise DotsError("there is no terminal here with a clipboard")
+        if len(data) > MAX_CLIPBOARD:
+            raise DotsError(f"{len(text):,} characters are too many for a terminal's clipboard")
+        self._put(f"\x1b]52;c;{data.decode()}\x07")
+        return f"copied {len(text):,} characters, if the terminal allows it"
 
     def end_line(self) -> None:
         """End the answer's last line unless it has ended."""
