@@ -9,6 +9,7 @@ import itertools
 import os
 import shutil
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -262,3 +263,25 @@ def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
     finally:
         hot.loaded()
         hot.close()
+
+
+def test_no_room_at_all_is_an_error_in_time_and_forgiven(
+    model: Path, expected: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another program takes all memory while tokens are computed, or experts uploaded."""
+    monkeypatch.setattr(plugin, "PATIENCE_S", 0.3)
+    with Tiered(model, 0.5, device="CPU") as tiered:
+        tiered.hot.reserve(2, 1)
+        tiered.hot.set_ram(0)
+        began = time.monotonic()
+        for batch in (batches((1,))[0], batches((40,))[0]):
+            assert tiered.run.try_decode(batch)
+            assert "has no room for one more" in tiered.hot.failure()
+            tiered.run.clear()
+        with pytest.raises(DotsError, match="has no room for one more"):
+            tiered.hot.place(2, 0, 3)
+        assert time.monotonic() - began < 10
+        tiered.hot.set_ram(tiered.nbytes(0.5))
+        tiered.hot.place(2, 0, 3)
+        tiered.run.clear()
+        check(tiered, expected)

@@ -23,6 +23,7 @@ class Asked:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pieces: list[tuple[int, int]] = []
         self.given_back = 0
+        self.ends: list[int] = []  # up to where; 0 is all
         advise = os.posix_fadvise
 
         def seen(fd: int, offset: int, nbytes: int, advice: int) -> None:
@@ -30,6 +31,7 @@ class Asked:
                 self.pieces.append((offset, nbytes))
             else:
                 self.given_back += 1
+                self.ends.append(offset + nbytes)
             advise(fd, offset, nbytes, advice)
 
         monkeypatch.setattr(os, "posix_fadvise", seen)
@@ -111,3 +113,20 @@ def test_progress_and_the_end_take_no_lock_made_in_python(gguf: GgufFile) -> Non
         finally:
             sys.settrace(before)
     assert names == {"reached"}
+
+
+def test_what_was_read_leaves_the_page_cache_while_the_load_goes_on(
+    gguf: GgufFile, asked: Asked, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    total = sum(t.nbytes for t in gguf.tensors)
+    monkeypatch.setattr(read_ahead, "PIECE", 1024)
+    monkeypatch.setattr(read_ahead, "BEHIND", total // 20)
+    with ReadAhead(gguf, ()) as ahead:
+        ahead.reached(total // 2)
+        end = time.monotonic() + 30
+        while not asked.ends and time.monotonic() < end:
+            time.sleep(0.001)
+        [dropped] = asked.ends
+        first = asked.pieces[0][0]
+        assert 0.4 * total < dropped - first < 0.5 * total
+    assert asked.ends[1:] == [0]  # to its end

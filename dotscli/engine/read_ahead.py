@@ -95,11 +95,18 @@ class ReadAhead:
                 os.close(descriptor)
 
     def _drop(self, files: dict[int, int]) -> None:
-        """Gives back what has been read for a while."""
+        """Gives back what has been read for a while: all of a file up to there.
+
+        Some file systems cache pieces larger than those that were asked for, and a range that
+        covers one only in part frees none of it.
+        """
+        if self._dropped >= self._read - 2 * BEHIND:
+            return
+        first = self._n_dropped
         while self._dropped < self._read - BEHIND and self._n_dropped < len(self._pieces):
-            file, offset, nbytes = self._pieces[self._n_dropped]
-            if file not in files:
-                return
-            os.posix_fadvise(files[file], offset, nbytes, os.POSIX_FADV_DONTNEED)
+            self._dropped += self._pieces[self._n_dropped][2]
             self._n_dropped += 1
-            self._dropped += nbytes
+        ends = {file: at + n for file, at, n in self._pieces[first : self._n_dropped]}
+        for file, end in ends.items():
+            if file in files:
+                os.posix_fadvise(files[file], 0, end, os.POSIX_FADV_DONTNEED)

@@ -127,7 +127,10 @@ def _declare(library: ctypes.CDLL) -> None:
         "dots_hot_buffer_type": (pointer, []),
         "dots_hot_set_threadpool": (None, [pointer]),
         "dots_hot_open": (number, [text, pointer]),
-        "dots_hot_tier": (text, [number, pointer, number, ctypes.c_double]),
+        "dots_hot_tier": (
+            text,
+            [number, pointer, number, ctypes.c_double, ctypes.c_double],
+        ),
         "dots_hot_tier_part": (
             text,
             [number, number, number, number, ctypes.c_uint64, ctypes.c_uint64, number],

@@ -25,6 +25,7 @@ from dotscli.hot.expert_cache import ExpertBytes, HotCounters, HotLayer, RamCoun
 
 EXPERTS_PATTERN = rb"ffn_(up|gate|down)_exps"
 HALF_LIFE = 256.0  # tokens, after which a token counts half for who stays in main memory
+PATIENCE_S = 30.0  # for room in the memory of experts
 
 
 class Streaming(enum.IntEnum):
@@ -71,7 +72,9 @@ class HotModel:
     def read_from(self, files: Sequence[Path], parts: Sequence[ExpertBytes]) -> None:
         """As ExpertCache has it."""
         names = (ctypes.c_char_p * len(files))(*(os.fsencode(file) for file in files))
-        problem = self._library.dots_hot_tier(self._number, names, len(files), HALF_LIFE)
+        problem = self._library.dots_hot_tier(
+            self._number, names, len(files), HALF_LIFE, PATIENCE_S
+        )
         for p in parts:
             problem = problem or self._library.dots_hot_tier_part(
                 self._number, p.layer, p.part, p.file, p.offset, p.expert_nbytes, p.n_experts

@@ -81,11 +81,13 @@ int32_t dots_hot_open(const char * device, const char ** problem) {
     return number;
 }
 
-static std::string begin_tier(hot_model & model, const char * const * files, int32_t n_files, double half_life) {
-    if (model.tier != nullptr || n_files < 1 || !(half_life >= 1 && half_life <= 1e9)) {
+static std::string begin_tier(hot_model & model, const char * const * files, int32_t n_files, double half_life,
+                              double patience_s) {
+    const bool possible = half_life >= 1 && half_life <= 1e9 && patience_s >= 0 && patience_s <= 1e6;
+    if (model.tier != nullptr || n_files < 1 || !possible) {
         return "no such tier";
     }
-    auto tier = std::make_unique<ram_tier>(half_life);
+    auto tier = std::make_unique<ram_tier>(half_life, patience_s);
     for (int32_t i = 0; i < n_files; i++) {
         const std::string problem = tier->add_file(files[i]);
         if (!problem.empty()) {
@@ -97,9 +99,11 @@ static std::string begin_tier(hot_model & model, const char * const * files, int
     return "";
 }
 
-const char * dots_hot_tier(int32_t model, const char * const * files, int32_t n_files, double half_life) {
+const char * dots_hot_tier(int32_t model, const char * const * files, int32_t n_files, double half_life, double patience_s) {
     const auto found = model_of(model);
-    return said([&]() -> std::string { return found != nullptr ? begin_tier(*found, files, n_files, half_life) : "this model is closed"; });
+    return said([&]() -> std::string {
+        return found != nullptr ? begin_tier(*found, files, n_files, half_life, patience_s) : "this model is closed";
+    });
 }
 
 const char * dots_hot_tier_part(int32_t model, int32_t layer, int32_t part, int32_t file, uint64_t offset, uint64_t expert_nbytes,

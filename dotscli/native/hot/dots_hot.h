@@ -71,8 +71,10 @@ DOTS_HOT_API void dots_hot_set_threadpool(void * threadpool);
 // Device by its ggml name, null for none. Returns a model's number, or 0 and *problem.
 DOTS_HOT_API int32_t      dots_hot_open(const char * device, const char ** problem);
 // Between open and the load: experts are read from these files when they are needed, each counting half
-// after so many tokens. Tensors by their bytes per expert; without all three a layer isn't read so.
-DOTS_HOT_API const char * dots_hot_tier(int32_t model, const char * const * files, int32_t n_files, double half_life);
+// after so many tokens. Who finds no room for an expert waits so many seconds for it. Tensors by their bytes
+// per expert; without all three a layer isn't read so.
+DOTS_HOT_API const char * dots_hot_tier(int32_t model, const char * const * files, int32_t n_files, double half_life,
+                                        double patience_s);
 DOTS_HOT_API const char * dots_hot_tier_part(int32_t model, int32_t layer, int32_t part, int32_t file, uint64_t offset,
                                              uint64_t expert_nbytes, int32_t n_experts);
 DOTS_HOT_API void         dots_hot_loaded(int32_t model);

@@ -239,8 +239,15 @@ bool ram_tier::wait(int layer, int expert, expert_part part, const std::function
 }
 
 bool ram_tier::take_whole(int layer, int expert, const std::function<bool()> & aborted) {
-    const int32_t wanted = expert;
+    const int32_t  wanted = expert;
+    const uint64_t began  = now_ns();
     while (take(layer, &wanted, 1, false) == 0) {
+        // Whoever waits longer may be the one who holds what it waits for, or memory may be gone for good.
+        if (now_ns() - began > patience_ns_) {
+            std::lock_guard<std::mutex> lock(mutex_);
+            problem_ = problem_.empty() ? NO_ROOM : problem_;
+            return false;
+        }
         if (!wait_for_room(aborted)) {
             return false;
         }

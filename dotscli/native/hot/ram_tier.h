@@ -21,6 +21,8 @@
 
 namespace hot {
 
+constexpr const char * NO_ROOM = "the memory for experts has no room for one more";
+
 // Sums since the load. A pair is one token at one of its experts; a hit's expert was there when it came.
 struct ram_counters {
     std::atomic<uint64_t> decode_hits{ 0 };
@@ -46,7 +48,10 @@ struct tier_part {
 
 class ram_tier {
   public:
-    explicit ram_tier(double half_life) : half_life_(half_life) {}
+    // `patience_s`: how long somebody waits for room that others hold.
+    ram_tier(double half_life, double patience_s) : half_life_(half_life), patience_ns_(uint64_t(patience_s * 1e9)) {}
+
+    uint64_t patience_ns() const { return patience_ns_; }
 
     // While the model loads. Empty, or why not.
     std::string add_file(const char * path);
@@ -143,6 +148,7 @@ class ram_tier {
     void   shrink();
 
     const double            half_life_;
+    const uint64_t          patience_ns_;
     mutable std::mutex      mutex_;
     std::condition_variable changed_;
     std::deque<tier_layer>  layers_;  // by index; without experts: not one of ours

@@ -11,8 +11,6 @@
 namespace hot {
 
 static constexpr size_t   WAVE        = 8;  // experts that a long prompt computes at once
-static constexpr uint64_t PATIENCE_NS = 30'000'000'000;
-static const char * const NO_ROOM     = "the memory for experts has no room for one more";
 
 bool hot_context::aborted() const {
     return abort_ != nullptr && abort_(abort_data_);
@@ -154,7 +152,7 @@ int hot_context::compute_tiered(const layer_run & run) {
         const bool all = take_more(run);
         if (turn_.n_taken == next) {
             // Others hold whatever there is room for.
-            if (now_ns() - since > PATIENCE_NS) {
+            if (now_ns() - since > run.model->tier->patience_ns()) {
                 run.model->failed(NO_ROOM);
                 return fail_tiered(run);
             }
@@ -176,8 +174,7 @@ int hot_context::compute_tiered(const layer_run & run) {
 }
 
 int hot_context::run_piece(hot_model & model, moe_layer & layer, const ggml_tensor * ids, ggml_cgraph * graph) {
-    const uint64_t       since = now_ns();
-    const auto           ended = [this, since] { return aborted() || now_ns() - since > PATIENCE_NS; };
+    const auto           ended = [this] { return aborted(); };
     std::vector<int32_t> taken;
     bool                 there = true;
     for (int64_t t = 0; t < ids->ne[1] && there; t++) {
