@@ -274,7 +274,7 @@ def test_no_room_at_all_is_an_error_in_time_and_forgiven(
         tiered.hot.reserve(2, 1)
         tiered.hot.set_ram(0)
         began = time.monotonic()
-        for batch in (batches((1,))[0], batches((40,))[0]):
+        for batch in batches((1, 40)):
             assert tiered.run.try_decode(batch)
             assert "has no room for one more" in tiered.hot.failure()
             tiered.run.clear()

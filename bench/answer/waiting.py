@@ -1,9 +1,10 @@
-"""Do threads that are tied to cores decode faster, alone and beside a busy program?
+"""How threads should wait for each other, alone and beside a busy program.
 
-    python -m bench.answer.pinning MODEL.gguf --out docs/bench/pinning.md
+    python -m bench.answer.waiting MODEL.gguf --out docs/bench/waiting.md
 
-The same answer with OpenMP's threads free, as dots leaves them, and bound to cores
-(OMP_PROC_BIND=true, OMP_PLACES=cores), in turn; then again beside one that keeps a core busy.
+The same answer, in turn, with OpenMP's threads spinning as long as libgomp lets them, the same
+bound to cores (OMP_PROC_BIND=true, OMP_PLACES=cores), and spinning for a few us, as dots sets them;
+then again beside a program that keeps one core busy.
 """
 
 from __future__ import annotations
@@ -19,30 +20,38 @@ from pathlib import Path
 
 from bench.lib.measure import dots_env, note, ratios, spread, table, warm, write_report
 
-BOUND = {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"}
-PROMPT, N_TOKENS, N_CTX = "hello", 48, 512
+LONG = {"GOMP_SPINCOUNT": "300000"}  # libgomp's own, where there are cores enough
+SIDES = {
+    "spinning": LONG,
+    "bound": LONG | {"OMP_PROC_BIND": "true", "OMP_PLACES": "cores"},
+    "as dots": {},
+}
+PROMPT, N_TOKENS, N_CTX = "hello", 24, 512
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     warm([options.model])
     rows = []
     for name, beside in (("nothing", False), ("a busy program", True)):
         with _busy(beside):
-            pairs = [(_speed(options.model, {}), _speed(options.model, BOUND))
-                     for _ in range(options.rounds)]  # fmt: skip
-        free, bound = zip(*pairs, strict=True)
-        note(f"  {name}: {pairs}")
-        rows.append([name, spread(free), spread(bound), spread(ratios(bound, free))])
+            rounds = [
+                {side: _speed(options.model, environ) for side, environ in SIDES.items()}
+                for _ in range(options.rounds)
+            ]
+        note(f"  {name}: {rounds}")
+        speeds = {side: [found[side] for found in rounds] for side in SIDES}
+        row = [name, *(spread(speeds[side]) for side in SIDES)]
+        rows.append([*row, spread(ratios(speeds["as dots"], speeds["spinning"]))])
     text = f"{options.model.name}: single tokens, {options.rounds} rounds, medians (range)."
-    header = ["beside it", "free, tok/s", "bound, tok/s", "ratio of a round"]
+    header = ["beside it", *(f"{side}, tok/s" for side in SIDES), "as dots, of spinning"]
     sections = [text, table(header, rows)]
     if options.out:
-        write_report(options.out, "Threads tied to cores", sections)
+        write_report(options.out, "How threads wait", sections)
     else:
         print("\n\n".join(sections))
 
