@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,7 @@ from dotscli.models.gguf_file import read_gguf
 from dotscli.quantize import quantize_checkpoint
 from tests import gguf_maker
 from tests.engine_kit import GREEDY, ids, load, run
+from tests.transcript import environment
 
 
 @pytest.mark.parametrize("preset", ["f32", "bf16", "q8_0", "q4", "q4_k_m", "iq4_xs", "mxfp4_moe"])
@@ -237,3 +240,21 @@ def test_ctrl_c_while_llama_cpp_logs_is_not_lost(model: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         Engine.load(model, EngineOptions(n_ctx=512, n_threads=1, verbose=True), on_log=press)
     assert heard
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "passive"}, "None")],
+)
+def test_threads_wait_briefly_unless_somebody_has_said_how(
+    given: dict[str, str], found: str
+) -> None:
+    code = (
+        "import os; from dotscli.engine.lib import llama; llama(); "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    env = {k: v for k, v in environment().items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env | given, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == f"{found}\n"

@@ -29,7 +29,7 @@ PROMPT = "What is the difference between a process and a thread?"
 MESSAGES = "What is a process?\nAnd a thread?\n"
 N_MESSAGE_TOKENS = 8
 DEVICE = ("--hot", "1G", "--hot-device", "CPU")
-ON_WORKER = ("-ngl", "9")  # the last eight layers, without experts, and the output
+ON_WORKER = ("-ngl", "9", "--hot", "off")  # the last eight layers and the output, no experts
 
 
 @dataclass(frozen=True)
