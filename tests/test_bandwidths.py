@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dotscli.engine import bandwidth
-from dotscli.engine.bandwidth import disk_bandwidth, ram_bandwidth
+from dotscli.engine.bandwidth import disk_bandwidth
+from dotscli.engine.weight_rate import weight_rate
 from dotscli.errors import DotsError
 from dotscli.hot.bandwidths import MAX_DISKS, NAME, Bandwidths, keep, kept, mount_of
 from tests.transcript import dots
@@ -44,7 +45,7 @@ def test_doctor_measures_and_a_plan_calculates_with_it(big: Path, here: dict[str
     assert disk["mount"] == mount_of(big)
     assert disk["bytes_per_second"] > 1e6
     said = dots("doctor", environ=here).stdout
-    assert "bandwidths   main memory " in said
+    assert "bandwidths   weights in main memory " in said
     assert ("direct I/O" if disk["direct"] else "through the page cache") in said
 
     given = ("--disk-bandwidth", "3G")  # the checkpoint may lie on another disk
@@ -89,7 +90,7 @@ def test_no_descriptor_stays_open(big: Path) -> None:
 
 def test_too_little_memory_to_measure() -> None:
     with pytest.raises(DotsError, match="too little memory"):
-        ram_bandwidth(16 * MIB)
+        weight_rate(16 * MIB)
 
 
 def test_another_disk_is_added_and_the_oldest_forgotten(tmp_path: Path) -> None:

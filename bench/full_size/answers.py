@@ -1,8 +1,8 @@
 """Answers of the model at full size under hard limits of memory, and what was planned for them.
 
 Each run is a process in a cgroup without swap, with nothing of the file in the page cache and
-nothing known from earlier runs but the machine's bandwidths: `dots plan` first, then `dots prompt`
-or `dots chat`. A limit that is too small is refused by both, and what they say is kept. A worker
+nothing known from earlier runs but the machine's bandwidths: `dots doctor --measure` and `dots
+plan` first, then `dots prompt` or `dots chat`. A limit that is too small is refused by both, and what they say is kept. A worker
 and a second CPU stand in for devices; the worker's memory is its own.
 """
 
@@ -91,33 +91,34 @@ def answers_table(model: Path) -> str:
     """Every case as a row of a Markdown table."""
     with tempfile.TemporaryDirectory() as folder:
         places = Places(folder)
-        done, _ = places.run(["doctor", "--measure", model])
-        note(done.stdout)
         rows = [_row(places, model, case) for case in CASES]
     header = [
         "limit", "planned context", "planned tokens/s", "outcome", "context", "load, s",
-        "first token, s", "tokens/s", "experts in memory", "hits", "GB read a token", "peak, GiB",
-        "killed",
+        "first token, s", "tokens/s", "waited, s", "experts in memory", "hits", "GB read a token",
+        "peak, GiB", "killed",
     ]  # fmt: skip
     return table(header, rows)
 
 
 def _row(places: Places, model: Path, case: Case) -> list[str]:
+    places.run(["doctor", "--measure", model])  # disks of rented machines are never twice the same
     planned, _ = places.run(["plan", model, "--json"], case.gib)
     plan = json.loads(planned.stdout)
     speed = plan["tokens_per_second"]
     too_small = plan["verdict"] == "too small"
     row = [case.title, "too small" if too_small else f"{plan['n_ctx']}"]
     row.append(f"{speed[0]:.2f} to {speed[1]:.2f}" if speed and not case.words else "")
+    after = partial(places.run, ["doctor", "--measure", model, "--json"])
     with _worker(places) if case.worker else _nobody() as rpc:
         words = (*case.words, *(("--rpc", rpc) if rpc else ()))
         forget(model)
         load = other_load()
         found = (_chat if case.what == "chat" else _prompt)(places, model, case.gib, words)
-    note(f"  {case.title}, {load:.1f} cores busy: {json.dumps(found)}")
+    disk = json.loads(after()[0].stdout)["bandwidths"]
+    note(f"  {case.title}, {load:.1f} cores busy: {json.dumps(found)}; afterwards {disk}")
     if "error" in found:
-        return [*row, f"error: {found['error']}", *[""] * 9]
-    row += ["answers", *(str(found[key]) for key in ("n_ctx", "load", "ttft", "tps"))]
+        return [*row, f"error: {found['error']}", *[""] * 10]
+    row += ["answers", *(str(found[key]) for key in ("n_ctx", "load", "ttft", "tps", "wait"))]
     row += [str(found[key]) for key in ("resident", "hits", "read")]
     return [*row, f"{found['peak'] / GIB:.1f}", str(found["n_killed"])]
 
@@ -135,6 +136,7 @@ def _prompt(places: Places, model: Path, gib: int, words: Sequence[str]) -> dict
         "load": f"{timings['load_s']:.1f}",
         "ttft": f"{timings['ttft_s']:.1f}",
         "tps": f"{timings['decode_tps']:.2f}",
+        "wait": f"{ram['wait_s']:.1f}",
         "resident": f"{ram['resident_experts']} of {ram['n_experts']}",
         "hits": f"{ram['hit_rate']:.0%}",
         "read": f"{ram['read_bytes_per_token'] / 1e9:.2f}",
@@ -154,7 +156,7 @@ def _chat(places: Places, model: Path, gib: int, words: Sequence[str]) -> dict[s
         "tps": r"([\d.]+) tok/s", "n_ctx": r"ctx [^/]+/(\S+)", "hits": r"@ (\d+%) hits",
         "ttft": r"TTFT ([\d.]+) s",
     }  # fmt: skip
-    found: dict[str, Any] = {"load": "", "resident": "", "read": "", **figures}
+    found: dict[str, Any] = {"load": "", "wait": "", "resident": "", "read": "", **figures}
     for name, pattern in patterns.items():
         match = re.search(pattern, lines[1])
         found[name] = match[1] if match else ""

@@ -1,4 +1,4 @@
-"""`dots doctor --measure`: how fast main memory and a disk are, measured and kept.
+"""`dots doctor --measure`: how fast weights go through the CPU, and a disk is, measured and kept.
 
 What it says of them later comes from what was kept; `dots plan` reads the same.
 """
@@ -20,14 +20,15 @@ def measure(terminal: Terminal, path: Path) -> None:
     """Measure, for two seconds, and keep the results.
 
     Raises:
-        DotsError: too little free memory, or a file that can't be used.
+        DotsError: too little free memory, a file that can't be used, or no llama.cpp.
     """
-    from dotscli.engine.bandwidth import disk_bandwidth, ram_bandwidth
+    from dotscli.engine.bandwidth import disk_bandwidth
+    from dotscli.engine.weight_rate import weight_rate
 
     path = path.expanduser()
     disk = disk_bandwidth(path)
     mount = mount_of(path)
-    ram = ram_bandwidth(available_memory().nbytes)
+    ram = weight_rate(available_memory().nbytes)
     found = Bandwidths(ram, {mount: disk.bytes_per_s}, {mount: disk.direct})
     keep(state_folder(terminal.environ), found)
 
@@ -48,7 +49,7 @@ def bandwidth_text(facts: Mapping[str, Any]) -> str:
     """The same as a sentence."""
     if not facts["ram_bytes_per_second"]:
         return "not measured: dots doctor --measure MODEL.gguf"
-    parts = [f"main memory {format_bytes(facts['ram_bytes_per_second'])}/s"]
+    parts = [f"weights in main memory {format_bytes(facts['ram_bytes_per_second'])}/s"]
     for disk in facts["disks"]:
         how = "direct I/O" if disk["direct"] else "through the page cache, no direct I/O there"
         parts.append(f"disk at {disk['mount']} {format_bytes(disk['bytes_per_second'])}/s ({how})")

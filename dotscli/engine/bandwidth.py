@@ -1,8 +1,7 @@
-"""How fast main memory and a disk are read on this machine: measured, in two seconds.
+"""How fast a disk is read on this machine: measured, in a second.
 
-Main memory by as many threads as there are cores, each over an array of its own that no cache
-holds. The disk as the memory tier reads it (native/hot/disk.cpp): six threads, 1 MiB at a time,
-past the page cache where the file system lets us. It keeps nothing.
+As the memory tier reads it (native/hot/disk.cpp): six threads, 1 MiB at a time, past the page cache
+where the file system lets us. It keeps nothing.
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from dotscli.errors import DotsError
 from dotscli.models.regular_file import check_regular
 
-RAM_S, DISK_S = 0.6, 1.2
-ARRAYS_NBYTES = 1 << 30  # of all threads together at most, an eighth of what is free
-LEAST_ARRAY = 32 << 20  # of one thread
+DISK_S = 1.2
 READERS = 6
 PIECE = 1 << 20
 LEAST_FILE = 64 * PIECE
@@ -37,34 +32,6 @@ class DiskSpeed:
 
     bytes_per_s: float
     direct: bool
-
-
-def ram_bandwidth(free_nbytes: int) -> float:
-    """Bytes per second that all cores together read from main memory.
-
-    Args:
-        free_nbytes: what of it may be used; an eighth is.
-
-    Raises:
-        DotsError: too little is free.
-    """
-    threads = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 4, 64)
-    nbytes = min(ARRAYS_NBYTES, free_nbytes // 8) // threads
-    if nbytes < LEAST_ARRAY:
-        raise DotsError("too little memory is free to measure how fast it is", "end other programs")
-    arrays = [np.ones(nbytes // 8, np.uint64) for _ in range(threads)]
-
-    def read(number: int) -> int:
-        np.bitwise_or.reduce(arrays[number])  # one instruction for a register: memory is slower
-        return nbytes
-
-    best, end = 0.0, time.perf_counter() + RAM_S
-    with ThreadPoolExecutor(threads) as pool:
-        while not best or time.perf_counter() < end:
-            since = time.perf_counter()
-            done = sum(pool.map(read, range(threads)))
-            best = max(best, done / (time.perf_counter() - since))
-    return best
 
 
 def disk_bandwidth(path: Path) -> DiskSpeed:

@@ -1,112 +1,150 @@
-"""Colours for Markdown while it streams: headings, bold, code. Nothing is added or taken away.
+"""Markdown for a terminal, block by block: which blocks have ended, and the rows of one.
 
-The answer stays the text that the model wrote, so it can be copied as it is; only the colour of
-what a terminal shows follows its markup. Text goes out as soon as its meaning is certain: at most
-a few characters (`**`, a fence) are held back. It knows no terminal.
+markdown-it finds the blocks and rich draws them. What both would leave out or run together stays:
+HTML (`List<String>` is none), images, link definitions, backslashes (LaTeX), line ends within a
+paragraph (a poem). Code at the outer level isn't wrapped, so that what is copied is what was
+written. It knows no terminal but its width.
 """
 
 from __future__ import annotations
 
+import functools
+import io
 import re
+from typing import TYPE_CHECKING, Any
 
-BOLD, CODE, HEADING, RESET = "\x1b[1m", "\x1b[36m", "\x1b[1;35m", "\x1b[0m"
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
+    from markdown_it.token import Token
+    from rich.console import Console, RenderableType
 
-_FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
-_HEADING = re.compile(r" {0,3}#{1,6} ")
-_UNDECIDED = re.compile(r" {0,3}(?:`*|~*|#{0,6})")
-_PART = re.compile(r"`+|\*+|[^`*\n]+|\n")
+MAX_BLOCK = 20_000  # characters; a longer block is shown as it was written
+_SPACES = re.compile(r"[ \t]+((?:\x1b\[[0-9;]*m)*)$", re.MULTILINE)
+_FENCE_END = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*\n?$")
 
 
-class Tint:
-    """One answer's colours; `feed` takes printable text piece by piece, `end` the rest."""
+def split_blocks(text: str) -> list[str]:
+    """The outermost blocks of a text, each without blank lines around it."""
+    lines = text.split("\n")
+    starts = [token.map[0] for token in _tokens(text) if token.level == 0 and token.map]
+    starts = sorted(set(starts))
+    ends = [*starts[1:], len(lines)]
+    blocks = ("\n".join(lines[a:b]).rstrip() for a, b in zip(starts, ends, strict=True))
+    return [block for block in blocks if block]
 
-    def __init__(self) -> None:
-        self._held = ""
-        self._line_start = True
-        self._fence = ""
-        self._heading = self._bold = False
-        self._ticks = 0
-        self._style = ""
 
-    def feed(self, text: str) -> str:
-        """What can be shown now, with colours."""
-        return self._colour(self._held + text, final=False)
+def ended(text: str) -> tuple[list[str], str]:
+    """The blocks that nothing behind them can change any more, and the text of the open one.
 
-    def end(self) -> str:
-        """What was held back; the colours of the terminal are its own again."""
-        return self._colour(self._held, final=True) + self._set("")
+    A block has ended when a line of another has; a line counts once it is whole.
+    """
+    whole = text[: text.rfind("\n") + 1]
+    if len(whole) < 2:
+        return [], text
+    starts = sorted({t.map[0] for t in _tokens(whole) if t.level == 0 and t.map})
+    if len(starts) < 2:
+        return [], text
+    lines = text.split("\n")
+    done = "\n".join(lines[: starts[-1]])
+    return split_blocks(done), "\n".join(lines[starts[-1] :])
 
-    def _colour(self, text: str, final: bool) -> str:
-        self._held = ""
-        out: list[str] = []
-        at = 0
-        while at < len(text):
-            if self._line_start:
-                line, newline, _ = text[at:].partition("\n")
-                if not (newline or final) and _UNDECIDED.fullmatch(line):
-                    self._held = text[at:]
-                    break
-                self._begin_line(line)
-            match = _PART.match(text, at)
-            assert match is not None
-            part, at = match[0], match.end()
-            if at == len(text) and part[0] in "`*" and not final:
-                self._held = part  # one more of them would mean something else
-                break
-            out.append(self._part(part))
-        return "".join(out)
 
-    def _begin_line(self, line: str) -> None:
-        self._line_start = False
-        fence = _FENCE.match(line)
-        if self._fence:
-            if fence and fence[1].startswith(self._fence) and not line[fence.end() :].strip():
-                self._ticks = -1  # the closing line is code still
-        elif fence:
-            self._fence = fence[1]
-            self._ticks = 0
-        else:
-            self._heading = _HEADING.match(line) is not None
+def block_rows(block: str, width: int, colour: bool) -> list[str]:
+    """One block as lines with colours, none of them with spaces at its end.
 
-    def _part(self, part: str) -> str:
-        if part == "\n":
-            end = self._set("") + part
-            if self._ticks < 0:
-                self._fence = ""
-            self._line_start, self._heading, self._bold, self._ticks = True, False, False, 0
-            return end
-        if self._fence:
-            return self._set(CODE) + part
-        if part[0] == "`":
-            return self._code(part)
-        if part == "**" and not self._ticks:
-            return self._strong(part)
-        return self._set(self._wanted()) + part
+    Lines are at most `width` columns, but for code and for what can't be drawn.
+    """
+    if len(block) > MAX_BLOCK:
+        return block.split("\n")
+    try:
+        drawn = _drawn(block, width, colour)
+    except Exception:
+        return block.split("\n")
+    return [line.expandtabs(4) for line in _SPACES.sub(r"\1", drawn).strip("\n").split("\n")]
 
-    def _code(self, ticks: str) -> str:
-        if not self._ticks:
-            self._ticks = len(ticks)
-            return self._set(CODE) + ticks
-        shown = self._set(CODE) + ticks
-        if len(ticks) == self._ticks:
-            self._ticks = 0
-        return shown
 
-    def _strong(self, stars: str) -> str:
-        if self._bold:
-            shown = self._set(self._wanted()) + stars
-            self._bold = False
-            return shown
-        self._bold = True
-        return self._set(self._wanted()) + stars
+def _drawn(block: str, width: int, colour: bool) -> str:
+    tokens = _tokens(block)
+    console = _console(width, colour)
+    if len(tokens) == 1 and tokens[0].type in ("fence", "code_block"):
+        console.print(_code(tokens[0].content, tokens[0].info), soft_wrap=True)
+    else:
+        console.print(_markdown(tokens), end="")
+    file: Any = console.file
+    return str(file.getvalue())
 
-    def _wanted(self) -> str:
-        if self._ticks:
-            return CODE
-        return HEADING if self._heading else BOLD if self._bold else ""
 
-    def _set(self, style: str) -> str:
-        if style == self._style:
-            return ""
-        before, self._style = self._style, style
-        return (RESET if before else "") + style
+@functools.cache
+def _parser() -> MarkdownIt:
+    from markdown_it import MarkdownIt
+
+    found = MarkdownIt("commonmark", {"html": False}).enable(["table", "strikethrough"])
+    return found.disable(["html_block", "html_inline", "image", "reference", "escape"])
+
+
+def _tokens(text: str) -> list[Token]:
+    return _parser().parse(text)
+
+
+def _console(width: int, colour: bool) -> Console:
+    from rich.console import Console
+    from rich.theme import Theme
+
+    plain = {"markdown.code": "cyan", "markdown.block_quote": "italic", "markdown.link": "blue"}
+    headings = {f"markdown.h{n}": "bold magenta" for n in range(1, 7)}
+    return Console(
+        file=io.StringIO(), width=width, force_terminal=True, legacy_windows=False,
+        color_system="standard" if colour else None, no_color=not colour, highlight=False,
+        markup=False, emoji=False, theme=Theme({**plain, **headings}), _environ={},
+    )  # fmt: skip
+
+
+def _code(content: str, info: str) -> RenderableType:
+    """Code in the terminal's own colours, without a background that would be copied."""
+    from rich.syntax import Syntax
+
+    language = info.split(maxsplit=1)[0] if info.split() else "text"
+    syntax = Syntax("", language, theme="ansi_dark", background_color="default")
+    text = syntax.highlight(content)
+    text.rstrip()
+    text.no_wrap = None
+    return text
+
+
+@functools.cache
+def _classes() -> type:
+    from rich.console import ConsoleOptions, RenderResult
+    from rich.markdown import CodeBlock, Heading, Markdown
+
+    class Code(CodeBlock):
+        """Code within a list or a quotation: wrapped, for it has to stay indented."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            yield _code(str(self.text), self.lexer_name)
+
+    class Title(Heading):
+        """A heading at the left."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            self.text.justify = "left"
+            yield self.text
+
+    class Answer(Markdown):
+        """Markdown from tokens that are there already."""
+
+        def __init__(self, tokens: list[Token]) -> None:
+            super().__init__("", hyperlinks=False)
+            self.parsed = tokens
+
+    own = {"fence": Code, "code_block": Code, "heading_open": Title}
+    Answer.elements = {**Markdown.elements, **own}
+    return Answer
+
+
+def _markdown(tokens: list[Token]) -> RenderableType:
+    for token in tokens:
+        for child in token.children or ():
+            if child.type == "softbreak":
+                child.type = "hardbreak"
+    found: RenderableType = _classes()(tokens)
+    return found
