@@ -2,8 +2,9 @@
 
 Each run is a process in a cgroup without swap, with nothing of the file in the page cache and
 nothing known from earlier runs but the machine's bandwidths: `dots doctor --measure` and `dots
-plan` first, then `dots prompt` or `dots chat`. A limit that is too small is refused by both, and what they say is kept. A worker
-and a second CPU stand in for devices; the worker's memory is its own.
+plan` first, then `dots prompt` or `dots chat`. A limit that is too small is refused by both, and
+what they say is kept. A worker and a second CPU stand in for devices; the worker's memory is its
+own.
 """
 
 from __future__ import annotations
