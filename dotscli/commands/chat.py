@@ -47,6 +47,8 @@ class Loop:
         stats: bool,
         journal: Journal | None = None,
         first_state: str | None = None,
+        *,
+        markdown: bool = False,
     ) -> None:
         self.terminal = terminal
         self.first_state = first_state  # what to say when one is kept for the first time
@@ -54,6 +56,7 @@ class Loop:
         self.journal = journal
         self.reader = reader
         self.stats = stats
+        self.markdown = markdown
         self.attached = Attached(terminal, conversation.engine)
 
     def run(self, first: str = "") -> int:
@@ -107,10 +110,15 @@ class Loop:
             self.terminal.note(outcome.text)
         if outcome.stats is not None:
             self.stats = outcome.stats
+        if outcome.markdown is not None:
+            self.markdown = outcome.markdown
         if outcome.action == "regenerate":
             self.answer(self.conversation.regenerate)
         if outcome.action in ("file", "glob"):
             self.terminal.note(self.attached.command(outcome.action, outcome.argument))
+        if outcome.action == "raw":
+            self.terminal.write(outcome.argument)
+            self.terminal.end_line()
         if outcome.action == "copy":
             self.terminal.note(self.terminal.clipboard(outcome.argument))
         if outcome.action == "edit":
@@ -132,7 +140,10 @@ class Loop:
         answer = Answer()
         terminal = self.terminal
         try:
-            with answer_writer(terminal) as write, closed(with_prefill(terminal, start)) as pieces:
+            with (
+                answer_writer(terminal, markdown=self.markdown) as write,
+                closed(with_prefill(terminal, start)) as pieces,
+            ):
                 answer.read(pieces, write)
         except KeyboardInterrupt:
             answer.stats = self.conversation.engine.stats
@@ -212,7 +223,11 @@ def chat(
             terminal.note(f"{PROMPT}{first}")
         keys = terminal.keys_kept() if at_keyboard else nullcontext()
         with keys, closing(journal) if journal else nullcontext():
-            status = Loop(terminal, conversation, reader, stats, journal, first_state).run(first)
+            loop = Loop(
+                terminal, conversation, reader, stats, journal, first_state,
+                markdown=answer.markdown and grammar is None,
+            )  # fmt: skip
+            status = loop.run(first)
         if loaded.states and loaded.states.writing:
             terminal.note("writing the context to the disk; Ctrl-C leaves it out")
         return status

@@ -123,7 +123,9 @@ def prompt(terminal: Terminal, request: Request) -> int:
 
         answer = Answer()
         held = request.json or one_shot.extract or one_shot.no_stream or one_shot.out is not None
-        output = nullcontext(lambda text: None) if held else answer_writer(terminal)
+        # what a grammar makes isn't Markdown, and the text after a raw one is not either
+        drawn = request.answer.markdown and not grammar and not one_shot.no_template
+        output = nullcontext(lambda text: None) if held else answer_writer(terminal, markdown=drawn)
         status = ExitStatus.OK
         try:
             with output as write, closed(with_prefill(terminal, start)) as pieces:

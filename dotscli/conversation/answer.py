@@ -11,10 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dotscli.engine.stream import HotFigures, Piece, RamFigures, Stats
-from dotscli.terminal.markdown import Tint
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
-from dotscli.terminal.text import printable
 
 LONG_LOAD_S = 1.0  # shorter ones go without saying
 
@@ -167,17 +165,22 @@ def short(count: int) -> str:
 
 
 @contextmanager
-def answer_writer(terminal: Terminal) -> Iterator[Callable[[str], None]]:
-    """What writes an answer to stdout: as it is, or on a terminal with colours for its Markdown."""
-    if not terminal.colour(terminal.stdout_is_tty):
+def answer_writer(terminal: Terminal, *, markdown: bool) -> Iterator[Callable[[str], None]]:
+    """What writes an answer to stdout: as it is, or on a terminal with its Markdown drawn."""
+    if not (markdown and terminal.draws):
         yield terminal.write
         return
-    tint = Tint()
-    inert = printable if terminal.stdout_is_tty else str
+    from dotscli.terminal.live import Live
+
+    live = Live(
+        terminal.paint,
+        lambda: (terminal.width, terminal.height),
+        terminal.colour(terminal.stdout_is_tty),
+    )
     try:
-        yield lambda text: terminal.paint(tint.feed(inert(text)))
+        yield live.feed
     finally:
-        terminal.paint(tint.end())
+        live.end()
 
 
 def with_prefill(

@@ -33,6 +33,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/stats": ("[on|off]", "statistics of the last answer; `on` shows them after each"),
     "/file": ("[PATH]", "send a file with the next message; alone: list them; `none`: forget them"),
     "/glob": ("PATTERN", "the same with every file that matches, such as src/**/*.py"),
+    "/raw": ("[on|off]", "the last answer as it was written; `on` draws no Markdown from now on"),
     "/copy": ("[code]", "put the last answer, or its first code block, on the clipboard"),
     "/edit": ("[TEXT]", "change the last question and answer it again"),
     "/save": ("[NAME]", "give this conversation a name, or show the one it has"),
@@ -57,13 +58,14 @@ class Outcome:
     """What a command leaves to do: say `text`; then an action, if there is one.
 
     `argument`: with `edit` the new question, "" if it is still to be typed; with `file` and `glob`
-    what is to be sent; with `copy` what goes on the clipboard.
+    what is to be sent; with `copy` what goes on the clipboard; with `raw` what is shown.
     """
 
     text: str = ""
     action: str = ""
     stats: bool | None = None
     argument: str = ""
+    markdown: bool | None = None
 
 
 def parse(line: str) -> Command | str:
@@ -132,6 +134,8 @@ def execute(
             if not argument:
                 raise DotsError("/glob needs a pattern", hint="for instance: /glob src/**/*.py")
             return Outcome(action="glob", argument=argument)
+        case "/raw":
+            return _raw(conversation, argument)
         case "/copy":
             return Outcome(action="copy", argument=_to_copy(conversation, argument))
         case "/save" | "/load" | "/fork" | "/sessions":
@@ -140,13 +144,27 @@ def execute(
             return _stats(conversation, argument)
 
 
-def _to_copy(conversation: Conversation, what: str) -> str:
+def _last_answer(conversation: Conversation) -> str:
     answers = [turn.content for turn in conversation.turns if turn.role == "assistant"]
+    if not answers:
+        raise DotsError("there has been no answer yet")
+    return answers[-1]
+
+
+def _raw(conversation: Conversation, argument: str) -> Outcome:
+    if argument in ("on", "off"):
+        how = "as the model writes them" if argument == "on" else "with their Markdown drawn"
+        return Outcome(f"Answers are shown {how}.", markdown=argument == "off")
+    if argument:
+        raise DotsError(f"unknown: /raw {argument[:40]}", hint="/raw, /raw on or /raw off")
+    return Outcome(action="raw", argument=_last_answer(conversation))
+
+
+def _to_copy(conversation: Conversation, what: str) -> str:
     if what not in ("", "code"):
         raise DotsError(f"unknown: /copy {what[:40]}", hint="/copy or /copy code")
-    if not answers:
-        raise DotsError("there is no answer to copy yet")
-    text = first_code_block(answers[-1]) if what else answers[-1]
+    answer = _last_answer(conversation)
+    text = first_code_block(answer) if what else answer
     if text is None:
         raise DotsError("the last answer has no code block", hint="/copy copies all of it")
     return text

@@ -147,3 +147,10 @@ class AnswerFlags:
             show_default="on if stderr is a terminal", help="Print statistics to stderr.",
         ),
     ] = None  # fmt: skip
+    markdown: Annotated[
+        bool,
+        typer.Option(
+            "--markdown/--no-markdown", rich_help_panel=Panel.OUTPUT,
+            help="Draw Markdown on a terminal; what goes into a pipe is never changed.",
+        ),
+    ] = True  # fmt: skip

@@ -54,40 +54,40 @@ class Live:
     def end(self) -> None:
         """All of it, however much has been drawn."""
         columns, _ = self._size()
-        blocks = split_blocks(self._open)
-        out = self._erased(columns) + self._finished(blocks, columns)
-        self._open, self._shown = "", []
-        self._write(out)
+        lines = self._lines(split_blocks(self._open), columns)
+        self._put(self._erased(columns) + self._finished(lines), "", [], bool(lines))
 
     def _draw(self) -> None:
         columns, rows = self._size()
-        blocks, self._open = ended(self._open)
-        out = self._erased(columns) + self._finished(blocks, columns)
-        lines = self._drawn(split_blocks(self._open), columns)
-        if lines and self._begun:
+        blocks, rest = ended(self._open)
+        done = self._lines(blocks, columns)
+        lines = self._lines(split_blocks(rest), columns)
+        if lines and (done or self._begun):
             lines = ["", *lines]
-        self._shown = _last(lines, columns, rows - 1)
-        self._write(out + "\n".join(self._shown))
+        lines = _last(lines, columns, rows - 1)
+        out = self._erased(columns) + self._finished(done) + "\n".join(lines)
+        self._put(out, rest, lines, bool(done))
 
-    def _drawn(self, blocks: Sequence[str], columns: int) -> list[str]:
+    def _put(self, out: str, rest: str, shown: list[str], begun: bool) -> None:
+        """Only what has been written counts: Ctrl-C may come at any moment."""
+        self._write(out)
+        self._open, self._shown, self._begun = rest, shown, self._begun or begun
+
+    def _lines(self, blocks: Sequence[str], columns: int) -> list[str]:
         """Blocks with a blank line between them."""
         lines: list[str] = []
         for block in blocks:
             lines += [""] * bool(lines) + block_rows(block, columns, self._colour)
         return lines
 
-    def _finished(self, blocks: Sequence[str], columns: int) -> str:
-        lines = self._drawn(blocks, columns)
-        if not lines:
-            return ""
-        before = "\n" if self._begun else ""
-        self._begun = True
-        return before + "\n".join(lines) + "\n"
+    def _finished(self, lines: Sequence[str]) -> str:
+        """Lines that stay."""
+        before = "\n" if self._begun and lines else ""
+        return before + "".join(f"{line}\n" for line in lines)
 
     def _erased(self, columns: int) -> str:
         """Back to where the open block began, by what its rows take at the width of now."""
         height = sum(n_rows(line, columns) for line in self._shown)
-        self._shown = []
         up = f"\x1b[{height - 1}A" if height > 1 else ""
         return f"{up}\r\x1b[J" if height else ""
 

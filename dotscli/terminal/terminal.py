@@ -76,6 +76,16 @@ class Terminal(Input):
         """Columns of the terminal, 80 where nobody knows; at least 20."""
         return max(20, shutil.get_terminal_size((80, 24)).columns)
 
+    @property
+    def height(self) -> int:
+        """Rows of the terminal, 24 where nobody knows."""
+        return max(2, shutil.get_terminal_size((80, 24)).lines)
+
+    @property
+    def draws(self) -> bool:
+        """Whether what is on the screen of stdout can be drawn anew."""
+        return self.stdout_is_tty and not self.is_dumb
+
     def colour(self, stream_is_tty: bool) -> bool:
         """Whether to use colour on a stream."""
         if self.color != "auto":
@@ -100,7 +110,7 @@ class Terminal(Input):
             self._put(printable(text) if self.stdout_is_tty else text)
 
     def paint(self, text: str) -> None:
-        """A part of the answer with colours in it; the caller has made the rest printable."""
+        """Text with colours or moves of the cursor; the caller has made the rest printable."""
         if visible := COLOUR.sub("", text):
             self._at_line_start = visible.endswith("\n")
         self._put(text)
