@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.conversation.conversation import Conversation, Message, encode
-from dotscli.conversation.editor import joined
+from dotscli.conversation.conversation import Conversation
+from dotscli.conversation.messages import Message, encode
+from dotscli.conversation.pastes import joined
 from dotscli.conversation.slash import COMMANDS, Command, execute, parse
 from dotscli.engine import Engine, EngineOptions
 from dotscli.engine.sampling import Sampling
@@ -98,7 +99,7 @@ def test_the_context_is_never_overrun_in_silence(conversation: Conversation) -> 
             list(conversation.send(long))
     assert "/drop" in e.value.hint
     needed, advised = (int(re.findall(r"[\d]+", text)[0]) for text in (str(e.value), e.value.hint))
-    assert f"`dots chat -c {advised}`" in e.value.hint
+    assert f"/ctx {advised} makes room for more, for " in e.value.hint
     assert advised > needed + 512
     turns = len(conversation.turns)
     assert turns % 2 == 0

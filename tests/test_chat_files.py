@@ -62,7 +62,7 @@ def test_a_pattern_stands_for_files_in_order(tiny_gguf: Path, tmp_path: Path) ->
         ("/file /no/such/file", "/no/such/file"),
         ("/glob", "needs a pattern"),
         ("/glob /no/such/*", "no file matches"),
-        ("/copy", "no answer to copy"),
+        ("/copy", "no answer yet"),
         ("/copy all", "unknown: /copy all"),
     ],
 )

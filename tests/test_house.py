@@ -18,10 +18,11 @@ DOORS = {
     "llama_cpp": ("dotscli/engine/",),
     "gguf": ("quantize/",),
     "typer": ("dotscli/cli/", "dotscli/options/"),
-    "rich": ("dotscli/terminal/rich_text.py",),
+    "rich": ("dotscli/terminal/rich_text.py", "dotscli/terminal/markdown.py"),
+    "markdown_it": ("dotscli/terminal/markdown.py",),
     "wcwidth": ("dotscli/terminal/text.py",),
     "jinja2": ("models/sandbox.py",),
-    "prompt_toolkit": ("dotscli/conversation/editor.py",),
+    "prompt_toolkit": ("dotscli/conversation/editor.py", "dotscli/conversation/keys.py"),
     "matplotlib": ("dotscli/views/expert_plot.py",),
 }
 FORBIDDEN = ("click", "pickle", "marshal", "shelve", "torch", "transformers")
@@ -74,7 +75,8 @@ def test_each_dependency_has_a_door_or_is_used_all_over() -> None:
     assert listed is not None
     names = {name.lower().replace("-", "_") for name in re.findall(r'"([\w-]+)', listed[1])}
     everywhere = {"numpy", "psutil", "platformdirs", "tomli"}
-    ours = {{"llama_cpp": "llama_cpp_python"}.get(name, name) for name in DOORS} - {"matplotlib"}
+    sold_as = {"llama_cpp": "llama_cpp_python", "markdown_it": "markdown_it_py"}
+    ours = {sold_as.get(name, name) for name in DOORS} - {"matplotlib"}
     assert names == ours | everywhere
 
 

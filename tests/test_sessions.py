@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dotscli.conversation import session_log
-from dotscli.conversation.conversation import Conversation, Message
+from dotscli.conversation.conversation import Conversation
 from dotscli.conversation.journal import Journal
+from dotscli.conversation.messages import Message
 from dotscli.conversation.session_log import Header, SessionLog, replay
 from dotscli.conversation.sessions import Sessions, name_for
 from dotscli.conversation.slash import Command, execute, parse

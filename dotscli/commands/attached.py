@@ -42,6 +42,12 @@ class Attached:
         """A message with the files before it."""
         return "\n\n".join([*(part for part, _ in self._parts.values()), text])
 
+    def moved(self, engine: Engine) -> None:
+        """Another model has been loaded, which counts in other tokens."""
+        self._engine = engine
+        for name, (part, _) in self._parts.items():
+            self._parts[name] = part, self._n_tokens(part)
+
     def clear(self) -> None:
         """No files go with the next message."""
         self._parts.clear()
@@ -50,5 +56,8 @@ class Attached:
         found = {}
         for path in paths:
             part = file_part(str(path), self._terminal.read_file(path))
-            found[str(path)] = part, len(self._engine.tokenize(part, parse_special=False))
+            found[str(path)] = part, self._n_tokens(part)
         self._parts |= found
+
+    def _n_tokens(self, part: str) -> int:
+        return len(self._engine.tokenize(part, parse_special=False))

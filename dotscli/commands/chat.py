@@ -1,16 +1,26 @@
-"""`dots chat`: messages from the reader go into the conversation, answers to the terminal.
+"""`dots chat`: load a model, hold a conversation, and load again where that is wanted.
 
-What a line means is in `dotscli.conversation.slash`, what is said in
-`dotscli.conversation.conversation`, how keys become lines in `dotscli.conversation.editor`.
+What happens in between is in `dotscli.commands.chat_loop`. A model or a context that can't be
+loaded is said, and the conversation goes on with what was there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import closing, nullcontext
+import dataclasses
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from dotscli.commands.attached import Attached
-from dotscli.commands.chat_session import keep, keep_states, model_of, wanted_session
+from dotscli.commands.chat_loop import Loop, Reload
+from dotscli.commands.chat_session import (
+    Wanted,
+    keep,
+    keep_states,
+    model_of,
+    wanted_after,
+    wanted_session,
+)
 from dotscli.commands.model import open_engine, resolve
 from dotscli.commands.settings import (
     engine_options,
@@ -19,160 +29,151 @@ from dotscli.commands.settings import (
     stop_strings,
     system_prompt,
 )
-from dotscli.conversation.answer import Answer, answer_writer, stats_line, with_prefill
-from dotscli.conversation.conversation import Conversation, OnPrefill
-from dotscli.conversation.editor import PROMPT, Reader, at_editor, reader_for
-from dotscli.conversation.journal import Journal
-from dotscli.conversation.slash import execute, gauge, parse
+from dotscli.conversation.conversation import Conversation
+from dotscli.conversation.editor import at_editor, reader_for
+from dotscli.conversation.keys import PROMPT
+from dotscli.conversation.slash import gauge
 from dotscli.engine.sampling import check_n_predict
-from dotscli.engine.stream import Piece
-from dotscli.errors import DotsError, ExitStatus, OutputError
+from dotscli.errors import DotsError
 from dotscli.folders import heat_folder
+from dotscli.models.check import check_dots1
+from dotscli.models.gguf_file import read_gguf
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.chat import SessionFlags
 from dotscli.options.engine import EngineFlags
-from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 from dotscli.terminal.text import argument
 
+if TYPE_CHECKING:
+    from dotscli.engine import Engine, EngineOptions
 
-class Loop:
-    """A conversation at a terminal."""
+
+@dataclass(frozen=True)
+class Begin:
+    """What is loaded, and which session goes on with it."""
+
+    path: Path
+    options: EngineOptions
+    wanted: Wanted
+
+    def after(self, reload: Reload, wanted: Wanted) -> Begin:
+        """The same with what a command wants changed."""
+        n_ctx = reload.n_ctx or self.options.n_ctx
+        options = dataclasses.replace(self.options, n_ctx=n_ctx)
+        return Begin(reload.path or self.path, options, wanted)
+
+
+class Chat:
+    """The flags of one call, checked, and what goes along from one load to the next."""
 
     def __init__(
         self,
         terminal: Terminal,
-        conversation: Conversation,
-        reader: Reader,
-        stats: bool,
-        journal: Journal | None = None,
-        first_state: str | None = None,
-        *,
-        markdown: bool = False,
+        session: SessionFlags,
+        sampling: SamplingFlags,
+        answer: AnswerFlags,
     ) -> None:
         self.terminal = terminal
-        self.first_state = first_state  # what to say when one is kept for the first time
-        self.conversation = conversation
-        self.journal = journal
-        self.reader = reader
-        self.stats = stats
-        self.markdown = markdown
-        self.attached = Attached(terminal, conversation.engine)
+        self.session = session
+        self.flags = sampling
+        # what is out of range is said before anything is loaded
+        sampling_for(sampling, {})
+        check_n_predict(answer.n_predict)
+        self.n_predict = answer.n_predict
+        self.stop = stop_strings(answer)
+        self.system = system_prompt(terminal, answer)
+        self.grammar = grammar_for(terminal, answer)
+        self.at_keyboard = at_editor(terminal)
+        self.stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
+        self.markdown = answer.markdown and self.grammar is None
+        self.last: Loop | None = None
 
-    def run(self, first: str = "") -> int:
-        """Until Ctrl-D, /exit, the end of the input or two Ctrl-C; the exit status.
-
-        Args:
-            first: a message that is there already.
-        """
-        interrupted = False
-        if first and self._over(first):
-            return int(ExitStatus.OK)
-        while True:
-            try:
-                text = self.reader.read()
-            except EOFError:
-                return int(ExitStatus.OK)
-            except KeyboardInterrupt:
-                if interrupted or not self.terminal.stdin_is_tty:
-                    return int(ExitStatus.INTERRUPTED)
-                interrupted = True
-                self.terminal.note("to leave: Ctrl-C again, Ctrl-D or /exit")
-                continue
-            interrupted = False
-            if text.strip() and self._over(text):
-                return int(ExitStatus.OK)
-
-    def _over(self, text: str) -> bool:
-        """Take one message; whether it ends the conversation. An error is said and does not."""
-        try:
-            return self.turn(text)
-        except OutputError:  # nothing that is said from now on would be seen
-            raise
-        except DotsError as error:
-            self.terminal.error(error.message, error.hint)
-            return False
-
-    def turn(self, text: str) -> bool:
-        """One message or command; whether the conversation is over.
+    def run(self, begin: Begin, first: str) -> int:
+        """Until the conversation is over; the exit status.
 
         Raises:
-            DotsError: it could not be done; the conversation is as before.
+            DotsError: the first load fails.
         """
-        line = parse(text)
-        if isinstance(line, str):
-            whole = self.attached.with_text(line)
-            self.answer(lambda on_prefill: self.conversation.send(whole, on_prefill))
-            self.attached.clear()
-            return False
-        outcome = execute(self.conversation, line, self.journal)
-        if outcome.text:
-            self.terminal.note(outcome.text)
-        if outcome.stats is not None:
-            self.stats = outcome.stats
-        if outcome.markdown is not None:
-            self.markdown = outcome.markdown
-        if outcome.action == "regenerate":
-            self.answer(self.conversation.regenerate)
-        if outcome.action in ("file", "glob"):
-            self.terminal.note(self.attached.command(outcome.action, outcome.argument))
-        if outcome.action == "raw":
-            self.terminal.write(outcome.argument)
-            self.terminal.end_line()
-        if outcome.action == "copy":
-            self.terminal.note(self.terminal.clipboard(outcome.argument))
-        if outcome.action == "edit":
-            self._edit(outcome.argument)
-        return outcome.action == "exit"
+        before: Begin | None = None
+        while True:
+            with ExitStack() as stack:
+                try:
+                    loop = self._loop(stack, begin)
+                except DotsError as error:
+                    if before is None:
+                        raise
+                    self.terminal.error(error.message, error.hint)
+                    begin, before = before, None
+                    continue
+                status = loop.run(first)
+                engine = loop.conversation.engine
+                if engine.states and engine.states.writing:
+                    self.terminal.note("writing the context to the disk; Ctrl-C leaves it out")
+                wanted = wanted_after(begin.wanted, loop.journal)
+            if loop.reload is None:
+                return status
+            self.last, first = loop, ""
+            before = Begin(begin.path, begin.options, wanted)
+            begin = before.after(loop.reload, wanted)
 
-    def _edit(self, question: str) -> None:
-        """Another question in the place of the last one; nothing typed leaves all as it was."""
-        conversation = self.conversation
-        try:
-            question = question or self.reader.edit(conversation.last_question)
-        except (KeyboardInterrupt, EOFError):
-            question = ""
-        if question.strip():
-            self.answer(lambda on_prefill: conversation.ask_again(question, on_prefill))
-
-    def answer(self, start: Callable[[OnPrefill], Iterator[Piece]]) -> None:
-        """Stream one answer; Ctrl-C ends it and keeps what has come."""
-        answer = Answer()
+    def _loop(self, stack: ExitStack, begin: Begin) -> Loop:
         terminal = self.terminal
-        try:
-            with (
-                answer_writer(terminal, markdown=self.markdown) as write,
-                closed(with_prefill(terminal, start)) as pieces,
-            ):
-                answer.read(pieces, write)
-        except KeyboardInterrupt:
-            answer.stats = self.conversation.engine.stats
-            terminal.interrupted()
-            terminal.end_line()
-            terminal.note(
-                "stopped; the partial answer is kept"
-                if answer.text
-                else "stopped before the first word; the question is withdrawn"
-            )
-            if not terminal.stdin_is_tty:
-                raise
-        terminal.end_line()
-        if self.conversation.engine.keep_state() and self.first_state is not None:
-            terminal.note(self.first_state)
-            self.first_state = None
-        if answer.finish_reason == "context":
-            terminal.warn("the context is full: /drop forgets the oldest turn, /clear every turn")
-        if self.stats and (answer.text or answer.finish_reason != "interrupted"):
-            engine = self.conversation.engine
-            terminal.note(
-                stats_line(
-                    answer.stats,
-                    n_ctx=engine.n_ctx,
-                    seed=self.conversation.last_seed,
-                    finish_reason=answer.finish_reason,
-                    width=terminal.width if terminal.stderr_is_tty else 0,
-                )
-            )
+        loaded = stack.enter_context(open_engine(terminal, begin.path, begin.options))
+        conversation = self._conversation(loaded, begin.path)
+        journal = keep(terminal, begin.wanted, conversation, begin.path)
+        if journal is not None:
+            stack.enter_context(closing(journal))
+        first_state = keep_states(terminal, loaded) if journal is not None else None
+        sessions = begin.wanted.sessions
+        reader = reader_for(
+            terminal,
+            lambda: f"{gauge(conversation)} · /help",
+            lambda: [summary.name for summary in sessions.all()] if sessions else [],
+        )
+        if self.at_keyboard:
+            if self.last is None:
+                name = loaded.metadata.get("general.name", begin.path.stem)
+                terminal.note(f"{name}: /help lists the commands, Ctrl-D leaves")
+            stack.enter_context(terminal.keys_kept())
+        last = self.last
+        if last is not None:
+            last.attached.moved(loaded)
+        return Loop(
+            terminal, conversation, reader, lambda name: find_model(terminal, name),
+            stats=last.stats if last else self.stats,
+            markdown=last.markdown if last else self.markdown,
+            journal=journal, first_state=first_state, attached=last.attached if last else None,
+        )  # fmt: skip
+
+    def _conversation(self, engine: Engine, path: Path) -> Conversation:
+        """A new one, with all that was said to the model before."""
+        terminal, last = self.terminal, self.last.conversation if self.last else None
+        if last is not None and last.engine.path == path:
+            sampling = last.sampling
+        else:
+            sampling = sampling_for(
+                self.flags, engine.metadata, self.grammar,
+                lambda text: terminal.warn(f"{path}: {text}"),
+            )  # fmt: skip
+        conversation = Conversation(
+            engine, sampling, system=self.system,
+            n_predict=last.n_predict if last else self.n_predict,
+            stop=last.stop if last else self.stop, shift=self.session.context_shift,
+        )  # fmt: skip
+        if last is not None:
+            conversation.restore(last.system, last.turns)
+        return conversation
+
+
+def find_model(terminal: Terminal, name: str) -> Path:
+    """The file of a model that may be loaded.
+
+    Raises:
+        DotsError: there is none, or it is not one of dots.
+    """
+    path = resolve(name, terminal)
+    check_dots1(read_gguf(path))
+    return path
 
 
 def chat(
@@ -192,42 +193,10 @@ def chat(
         DotsError: anything that keeps it from beginning.
     """
     options = engine_options(engine, heat_folder(terminal.environ))
-    # what is out of range is said before anything is loaded
-    sampling_for(sampling, {})
-    check_n_predict(answer.n_predict)
-    stop = stop_strings(answer)
-    system = system_prompt(terminal, answer)
-    grammar = grammar_for(terminal, answer)
-    at_keyboard = at_editor(terminal)
-    wanted = wanted_session(terminal, session, at_keyboard=at_keyboard)
+    chat = Chat(terminal, session, sampling, answer)
+    wanted = wanted_session(terminal, session, at_keyboard=chat.at_keyboard)
     path = resolve(model_of(wanted, model), terminal)
-    with open_engine(terminal, path, options) as loaded:
-        conversation = Conversation(
-            loaded,
-            sampling_for(
-                sampling, loaded.metadata, grammar, lambda text: terminal.warn(f"{path}: {text}")
-            ),
-            system=system,
-            n_predict=answer.n_predict,
-            stop=stop,
-        )
-        journal = keep(terminal, wanted, conversation, path)
-        first_state = keep_states(terminal, loaded) if journal is not None else None
-        reader = reader_for(terminal, lambda: f"{gauge(conversation)} · /help")
-        if at_keyboard:
-            name = loaded.metadata.get("general.name", path.stem)
-            terminal.note(f"{name}: /help lists the commands, Ctrl-D leaves")
-        stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
-        first = argument(text or "").strip()
-        if first and at_keyboard:
-            terminal.note(f"{PROMPT}{first}")
-        keys = terminal.keys_kept() if at_keyboard else nullcontext()
-        with keys, closing(journal) if journal else nullcontext():
-            loop = Loop(
-                terminal, conversation, reader, stats, journal, first_state,
-                markdown=answer.markdown and grammar is None,
-            )  # fmt: skip
-            status = loop.run(first)
-        if loaded.states and loaded.states.writing:
-            terminal.note("writing the context to the disk; Ctrl-C leaves it out")
-        return status
+    first = argument(text or "").strip()
+    if first and chat.at_keyboard:
+        terminal.note(f"{PROMPT}{first}")
+    return chat.run(Begin(path, options, wanted), first)

@@ -60,6 +60,13 @@ def wanted_session(terminal: Terminal, flags: SessionFlags, *, at_keyboard: bool
     return Wanted(sessions if saved else None)
 
 
+def wanted_after(wanted: Wanted, journal: Journal | None) -> Wanted:
+    """The session that goes on when another model has been loaded."""
+    if journal is None or journal.broken:
+        return Wanted(None)
+    return Wanted(wanted.sessions, journal.name, journal.saved)
+
+
 def model_of(wanted: Wanted, model: str | None) -> str | None:
     """The model to load: the one that was given, else the session's if its file is still there.
 

@@ -22,8 +22,8 @@ from dotscli.commands.settings import (
 )
 from dotscli.conversation.answer import Answer, answer_json, answer_writer, stats_line, with_prefill
 from dotscli.conversation.code_block import first_code_block
-from dotscli.conversation.conversation import Message, OnPrefill, encode
 from dotscli.conversation.files import file_part
+from dotscli.conversation.messages import Message, OnPrefill, encode
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError, ExitStatus, usage

@@ -8,94 +8,27 @@ given does the work.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
+from dotscli.conversation import room
+from dotscli.conversation.messages import Message, OnPrefill, Recorder, encode
+from dotscli.conversation.shift import shifted
 from dotscli.engine.sampling import MAX_SEED, Sampling
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError
-from dotscli.models.template import DOTS1_TEMPLATE, render, segments
+from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.terminal.progress import closed
 
 if TYPE_CHECKING:
     from dotscli.engine import Engine
 
-OnPrefill = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Message:
-    """What one side said; `complete` is False for an answer that was broken off."""
-
-    role: str
-    content: str
-    complete: bool = True
-
-
-def encode(engine: Engine, template: str, messages: Sequence[Message]) -> list[int]:
-    """Token ids of a conversation, ready to be answered.
-
-    Tags that are part of a message (somebody pasted `<|endofuserprompt|>`) become plain text, so
-    no message can end its own turn. Without such a tag the text is tokenized as a whole, as in
-    training.
-
-    Raises:
-        DotsError: the template fails, or rewrites messages so that a tag in one can't be told
-            from its own.
-    """
-    plain = [{"role": message.role, "content": message.content} for message in messages]
-    eos, bos = engine.eos_token, engine.bos_token
-    tagged = [
-        message
-        for message in messages
-        if engine.tokenize(message.content, parse_special=True)
-        != engine.tokenize(message.content, parse_special=False)
-    ]
-    if not tagged:
-        text = render(template, plain, eos_token=eos, bos_token=bos)
-        return engine.tokenize(text, parse_special=True)
-    found = segments(template, plain, eos_token=eos, bos_token=bos)
-    if found is None:
-        raise DotsError(
-            "this model's chat template rewrites messages, so the text of a control token in yours "
-            f"can't be told from a real one: {_around_tag(tagged[0].content)}",
-            hint="spell the token differently, or use --no-template",
-        )
-    tokens: list[int] = []
-    for segment in found:
-        tokens += engine.tokenize(segment.text, parse_special=not segment.quoted)
-    return tokens
-
-
-def _around_tag(content: str) -> str:
-    start = max(content.find("<"), 0)
-    return repr(content[start : start + 30])
-
-
-class Recorder(Protocol):
-    """Gets to know what happens in a conversation, as it happens."""
-
-    def system(self, text: str) -> None:
-        """Another system prompt."""
-
-    def asked(self, kept: int, question: str) -> None:
-        """A question after the first `kept` turns, which takes the place of those behind them."""
-
-    def piece(self, text: str) -> None:
-        """A part of its answer."""
-
-    def answered(self, text: str, complete: bool) -> None:
-        """All of it. Without a word of an answer the turns are as before the question."""
-
-    def cut(self, start: int, stop: int) -> None:
-        """Turns were taken away."""
-
 
 class Conversation:
     """Messages and how they are answered. `sampling`, `n_predict` and `stop` may be changed.
 
-    `recorder`: who gets to know of every change, None for nobody.
+    `recorder`: who gets to know of every change, None for nobody. `shift`: forget the oldest turns
+    where the context is full; `n_forgotten` counts them.
     """
 
     def __init__(
@@ -107,8 +40,11 @@ class Conversation:
         n_predict: int = -1,
         stop: Sequence[str] = (),
         recorder: Recorder | None = None,
+        shift: bool = False,
     ) -> None:
         self.engine = engine
+        self.shift = shift
+        self.n_forgotten = 0
         self.recorder = recorder
         self.sampling = sampling
         self.n_predict = n_predict
@@ -185,7 +121,7 @@ class Conversation:
     @property
     def asked(self) -> list[int]:
         """Where among the turns the questions are."""
-        return [n for n, turn in enumerate(self.turns) if turn.role == "user"]
+        return room.questions(self.turns)
 
     def regenerate(self, on_prefill: OnPrefill | None = None) -> Iterator[Piece]:
         """Answer the last question again. With a fixed seed, the next seed is taken.
@@ -200,23 +136,74 @@ class Conversation:
         return self._answer(self.turns[: last + 1], on_prefill)
 
     def _answer(self, turns: list[Message], on_prefill: OnPrefill | None) -> Iterator[Piece]:
-        system = [Message("system", self.system)] if self.system else []
-        tokens = encode(self.engine, self.template, [*system, *turns])
-        n_ctx = self.engine.n_ctx
-        if len(tokens) >= n_ctx:
-            more = self.engine.longer_context(len(tokens))
-            raise DotsError(
-                f"the conversation would take {len(tokens):,} tokens, but the context holds "
-                f"{n_ctx:,}, including the answer",
-                hint="/drop forgets the oldest turn, /clear every turn"
-                + (f"; `dots chat -c {more}` makes room for more" if more else ""),
-            )
+        tokens = self.encoded(turns)
+        forgotten = 0
+        if len(tokens) >= self.engine.n_ctx and self.shift:
+            forgotten = self.forgettable(turns)
+            tokens = self.encoded(turns[forgotten:])
+        if len(tokens) >= self.engine.n_ctx:
+            raise room.too_long(self.engine, len(tokens))
         sampling = self.sampling.with_seed()
-        pieces = self.engine.generate(
-            tokens, sampling, n_predict=self.n_predict, stop=self.stop, on_prefill=on_prefill
-        )
+
+        def generate(tokens: list[int], n_predict: int) -> Iterator[Piece]:
+            return self.engine.generate(
+                tokens, sampling, n_predict=n_predict, stop=self.stop, on_prefill=on_prefill
+            )
+
+        pieces = generate(tokens, self.n_predict)
         self.last_seed = sampling.seed
+        self.forget(forgotten)
+        turns = turns[forgotten:]
+        if self.shift and not sampling.grammar:  # half a text of a grammar can't be gone on with
+            pieces = shifted(self, turns, pieces, generate)
         return self._recorded(turns, len(tokens), pieces)
+
+    def aside(
+        self, turns: Sequence[Message], n_predict: int, on_prefill: OnPrefill | None = None
+    ) -> Iterator[Piece]:
+        """An answer to other turns, which doesn't become part of the conversation.
+
+        Raises:
+            DotsError: they don't fit the context.
+        """
+        tokens = self.encoded(turns)
+        if len(tokens) >= self.engine.n_ctx:
+            raise room.too_long(self.engine, len(tokens))
+        return self.engine.generate(
+            tokens, self.sampling.with_seed(), n_predict=n_predict, on_prefill=on_prefill
+        )
+
+    def n_tokens_of(self, turns: Sequence[Message]) -> int:
+        """Tokens that these turns take behind the system prompt, ready to be answered."""
+        return len(self.encoded(turns))
+
+    def replace(self, n_turns: int, question: str, answer: str) -> None:
+        """Put one question and its answer in the place of the oldest turns."""
+        rest = self.turns[n_turns:]
+        self.turns = [Message("user", question), Message("assistant", answer), *rest]
+        self.n_tokens = self.n_tokens_of(self.turns)
+        if self.recorder is not None:
+            for n, turn in enumerate(self.turns):
+                if turn.role == "user":
+                    self.recorder.asked(n, turn.content)
+                else:
+                    self.recorder.answered(turn.content, turn.complete)
+
+    def encoded(self, turns: Sequence[Message]) -> list[int]:
+        """Tokens of these turns behind the system prompt, ready to be answered."""
+        system = [Message("system", self.system)] if self.system else []
+        return encode(self.engine, self.template, [*system, *turns])
+
+    def forgettable(self, turns: Sequence[Message], n_more: int = 0) -> int:
+        """Turns that have to go so that the last question, `n_more` tokens and an answer fit."""
+        n_ctx = self.engine.n_ctx
+        free = n_ctx - n_ctx // room.ANSWER_SHARE - n_more
+        return room.fewest_forgotten(turns, self.n_tokens_of, free)
+
+    def forget(self, n_turns: int) -> None:
+        """Leave out the oldest turns from here on."""
+        self._cut(0, n_turns)
+        self.n_forgotten += n_turns
 
     def _recorded(
         self, turns: list[Message], n_prompt: int, pieces: Iterator[Piece]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime
 from collections.abc import Callable, Sequence
 
-from dotscli.conversation.conversation import Message
+from dotscli.conversation.messages import Message
 from dotscli.conversation.session_log import Header, Replayed, SessionLog
 from dotscli.conversation.sessions import Sessions, name_for
 from dotscli.errors import DotsError
@@ -113,6 +113,11 @@ class Journal:
     def saved(self) -> bool:
         """Whether the conversation is on the disk."""
         return self._log is not None
+
+    @property
+    def broken(self) -> bool:
+        """Whether something could not be written, so that nothing is any more."""
+        return self._broken
 
     def close(self) -> None:
         """Harmless when done twice."""

@@ -18,7 +18,7 @@ import json
 import os
 from dataclasses import dataclass, field
 
-from dotscli.conversation.conversation import Message
+from dotscli.conversation.messages import Message
 from dotscli.errors import DotsError
 from dotscli.models.json_file import parse_object
 

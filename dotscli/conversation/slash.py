@@ -6,17 +6,19 @@ terminal and reads no keys.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
-from typing import Any
-
 from dotscli.conversation.answer import short, stats_line
 from dotscli.conversation.code_block import first_code_block
 from dotscli.conversation.conversation import Conversation
 from dotscli.conversation.journal import Journal
+from dotscli.conversation.outcome import Command, Outcome
 from dotscli.conversation.slash_sessions import session_command
-from dotscli.engine.sampling import Sampling, check_n_predict
-from dotscli.engine.stream import check_stop
+from dotscli.conversation.slash_settings import (
+    ctx_command,
+    model_command,
+    set_command,
+    show_command,
+    system_command,
+)
 from dotscli.errors import DotsError
 
 # name -> (arguments, what it does); in the order of /help.
@@ -27,6 +29,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/regen": ("", "answer the last question again"),
     "/undo": ("", "take back the last question and its answer"),
     "/drop": ("", "forget the oldest question and its answer, to make room"),
+    "/summarise": ("", "put a summary in the place of the oldest turns, once you have seen it"),
+    "/ctx": ("[TOKENS]", "how full the context is; or load again with a longer one, e.g. /ctx 16k"),
+    "/model": ("[MODEL]", "show the model, or go on with another one"),
     "/system": ("[TEXT]", "show the system prompt, or set it; `none` removes it"),
     "/set": ("[NAME VALUE]", "change a setting for the next answers, e.g. /set temp 0.2"),
     "/show": ("[WHAT]", "show info, params, template or system"),
@@ -41,31 +46,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "/fork": ("[N]", "go on in a copy of this conversation, of its first N questions"),
     "/sessions": ("", "list the saved conversations"),
 }
-ALIASES = {"/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen"}
-LIMITS = ("n", "stop")
-
-
-@dataclass(frozen=True)
-class Command:
-    """A line that began with a slash."""
-
-    name: str
-    argument: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a command leaves to do: say `text`; then an action, if there is one.
-
-    `argument`: with `edit` the new question, "" if it is still to be typed; with `file` and `glob`
-    what is to be sent; with `copy` what goes on the clipboard; with `raw` what is shown.
-    """
-
-    text: str = ""
-    action: str = ""
-    stats: bool | None = None
-    argument: str = ""
-    markdown: bool | None = None
+ALIASES = {
+    "/bye": "/exit", "/quit": "/exit", "/?": "/help", "/regenerate": "/regen",
+    "/summarize": "/summarise", "/compact": "/summarise",
+}  # fmt: skip
 
 
 def parse(line: str) -> Command | str:
@@ -119,11 +103,17 @@ def execute(
             done = conversation.drop()
             return Outcome("The oldest turn was removed." if done else "There is nothing to drop.")
         case "/system":
-            return _system(conversation, argument)
+            return system_command(conversation, argument)
         case "/set":
-            return _set(conversation, argument)
+            return set_command(conversation, argument)
         case "/show":
-            return _show(conversation, argument)
+            return show_command(conversation, argument)
+        case "/ctx":
+            return ctx_command(conversation, argument)
+        case "/model":
+            return model_command(conversation, argument)
+        case "/summarise":
+            return Outcome(action="summarise")
         case "/edit":
             if not argument:
                 conversation.last_question  # noqa: B018  raises where there is none
@@ -181,80 +171,6 @@ def help_text() -> str:
         'and everything between two """ is one message. Ctrl-C stops an answer.',
     ]
     return "\n".join(lines)
-
-
-def _system(conversation: Conversation, argument: str) -> Outcome:
-    if not argument:
-        return Outcome(conversation.system or "There is no system prompt.")
-    conversation.system = "" if argument == "none" else argument
-    return Outcome("The system prompt is set." if conversation.system else "No system prompt.")
-
-
-def _params(conversation: Conversation) -> str:
-    values: dict[str, object] = dataclasses.asdict(conversation.sampling)
-    grammar = values.pop("grammar")
-    values |= {"n": conversation.n_predict, "stop": " ".join(map(repr, conversation.stop)) or "-"}
-    if grammar:
-        values["grammar"] = "set"
-    return "\n".join(f"{name.replace('_', '-'):18} {value}" for name, value in values.items())
-
-
-def _set(conversation: Conversation, argument: str) -> Outcome:
-    name, _, value = argument.partition(" ")
-    name, value = name.replace("-", "_"), value.strip()
-    if not name:
-        return Outcome(_params(conversation))
-    if name == "system":
-        return _system(conversation, value)
-    fields = {f.name: f.default for f in dataclasses.fields(Sampling) if f.name != "grammar"}
-    name = {"n_predict": "n", "max_tokens": "n", "temperature": "temp"}.get(name, name)
-    if name not in fields and name not in LIMITS:
-        known = ", ".join(n.replace("_", "-") for n in (*fields, *LIMITS))
-        raise DotsError(f"unknown setting {name}", hint=f"settings: {known}, system")
-    if not value:
-        raise DotsError(f"/set {name} needs a value", hint="/show params lists the current values")
-    if name == "stop":
-        stop = () if value == "none" else (value,)
-        check_stop(stop)
-        conversation.stop = stop
-    elif name == "n":
-        n_predict = int(_number(name, value, whole=True))
-        check_n_predict(n_predict)
-        conversation.n_predict = n_predict
-    else:
-        change: Any = {name: _number(name, value, whole=isinstance(fields[name], int))}
-        conversation.sampling = dataclasses.replace(conversation.sampling, **change)
-    return Outcome(f"{name.replace('_', '-')} is {value} from now on.")
-
-
-def _number(name: str, value: str, whole: bool) -> float | int:
-    try:
-        return int(value) if whole else float(value)
-    except ValueError:
-        kind = "a whole number" if whole else "a number"
-        raise DotsError(f"invalid {name} {value[:40]!r}", hint=f"give {kind}") from None
-
-
-def _show(conversation: Conversation, argument: str) -> Outcome:
-    engine = conversation.engine
-    match argument or "info":
-        case "info":
-            asked = len(conversation.asked)
-            return Outcome(
-                f"model    {engine.path}\n"
-                f"context  {conversation.n_tokens:,} of {engine.n_ctx:,} tokens used "
-                f"(the model was trained on {engine.n_ctx_train:,})\n"
-                f"turns    {asked}\n"
-                f"template {'of the model' if engine.chat_template else 'built in'}"
-            )
-        case "params":
-            return Outcome(_params(conversation))
-        case "template":
-            return Outcome(conversation.template)
-        case "system":
-            return _system(conversation, "")
-        case other:
-            raise DotsError(f"unknown: /show {other}", hint="give info, params, template or system")
 
 
 def _stats(conversation: Conversation, argument: str) -> Outcome:

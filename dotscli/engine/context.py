@@ -46,14 +46,19 @@ def most_context(gguf: GgufFile, options: EngineOptions, warn: Callable[[str], N
         DotsError: the one that was asked for is longer than all memory.
     """
     trained = number(gguf.metadata, "context_length")
-    sizes = sizes_of(gguf)
-    cost = bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
+    cost = token_nbytes(gguf, options)
     memory = most_memory()
     if options.n_ctx:
         if options.n_ctx > trained:
             warn(f"a context of {options.n_ctx} is longer than the {trained} of the training")
         check_cache_fits(options.n_ctx, cost, memory)
     return min(trained, memory // max(1, cost))
+
+
+def token_nbytes(gguf: GgufFile, options: EngineOptions) -> int:
+    """Bytes that a token of the context takes in the cache."""
+    sizes = sizes_of(gguf)
+    return bytes_per_token(sizes.n_layers, sizes.n_heads * sizes.head_dim, options)
 
 
 def new_context(

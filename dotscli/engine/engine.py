@@ -59,6 +59,7 @@ class Engine:
         self.load_s = load_s
         self.n_ctx: int = loaded.n_ctx
         self.most_ctx: int = loaded.most_ctx
+        self.token_nbytes: int = loaded.token_nbytes  # in the cache
         self.n_ctx_train = int(api.llama_model_n_ctx_train(loaded.model))
         self.vocabulary = Vocabulary(api.llama_model_get_vocab(loaded.model))
         self.n_vocab = self.vocabulary.n_tokens

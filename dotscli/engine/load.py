@@ -15,7 +15,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-from dotscli.engine.context import check_cache, most_context, new_context, refused
+from dotscli.engine.context import check_cache, most_context, new_context, refused, token_nbytes
 from dotscli.engine.cpu import may_crash_with_amx
 from dotscli.engine.devices import has_gpu, registered
 from dotscli.engine.hot.choice import HotChoice, choose
@@ -48,7 +48,8 @@ class Loaded:
     """Addresses in C, what C points to and Python must keep, and why `hot` is off, if known.
 
     `most_ctx` is the longest context to advise: what the model was trained for and memory allows.
-    `phases`: the seconds that each part of the load took, in their order.
+    `token_nbytes`: what a token takes in the cache. `phases`: the seconds that each part of the
+    load took, in their order.
     """
 
     model: Any
@@ -56,6 +57,7 @@ class Loaded:
     n_ctx: int
     kept: list[Any]
     most_ctx: int = 0
+    token_nbytes: int = 0
     hot: HotExperts | None = None
     hot_off: str = ""
     tier: MemoryTier | None = None
@@ -151,6 +153,7 @@ def _loaded(
 ) -> Loaded:
     loaded = Loaded(None, None, 0, [], workers=options.rpc)
     loaded.most_ctx = most_context(gguf, options, warn)
+    loaded.token_nbytes = token_nbytes(gguf, options)
     plan = plan_load(gguf, options, choice, warn)
     opened = open_experts(gguf, plan, options, choice, warn)
     loaded.hot, loaded.tier = opened.hot, opened.tier

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dotscli.errors import DotsError, ExitStatus
 
@@ -139,6 +139,21 @@ class Piece:
     token: int | None = None
     finish_reason: str | None = None
     stats: Stats | None = None
+
+
+def joined(first: Stats, then: Stats) -> Stats:
+    """Figures of one generation in two parts: what was made and the time it took are added up.
+
+    Of what a memory did, the figures of the second part stand.
+    """
+    if not first.completion_tokens:
+        return then
+    return replace(
+        then,
+        completion_tokens=first.completion_tokens + then.completion_tokens,
+        decode_s=first.decode_s + then.decode_s,
+        ttft_s=first.ttft_s,
+    )
 
 
 def check_stop(stop: Sequence[str]) -> None:

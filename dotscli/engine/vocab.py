@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import ctypes
 import functools
 import os
@@ -15,6 +16,7 @@ from dotscli.engine.lib import llama
 from dotscli.engine.log import log
 from dotscli.errors import DotsError
 
+MAX_UTF8 = 4  # bytes of a character
 MAX_TEXT = 1 << 30  # bytes; llama.cpp counts in int32
 
 
@@ -70,6 +72,14 @@ class Vocabulary:
         self._buffer = ctypes.create_string_buffer(-size)
         return self.piece(token, special=special)
 
+    def whole(self, tokens: Sequence[int]) -> list[int]:
+        """The tokens without those at the end whose bytes only begin a character."""
+        for n in range(len(tokens), max(0, len(tokens) - MAX_UTF8), -1):
+            tail = b"".join(self.piece(token) for token in tokens[max(0, n - MAX_UTF8) : n])
+            if _ends_whole(tail):
+                return list(tokens[:n])
+        return list(tokens)
+
     def is_end(self, token: int) -> bool:
         """Whether a reply ends with this token."""
         return bool(self._api.llama_vocab_is_eog(self.handle, token))
@@ -90,6 +100,13 @@ class Vocabulary:
             for token in range(self.n_tokens)
             if is_control(self.handle, token) and not self.is_end(token)
         ]
+
+
+def _ends_whole(data: bytes) -> bool:
+    """Whether the last character of UTF-8 is complete; bytes that are no UTF-8 count as such."""
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")
+    decoder.decode(data)
+    return not decoder.getstate()[0]
 
 
 @contextmanager

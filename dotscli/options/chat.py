@@ -13,7 +13,7 @@ from dotscli.options.shared import Out, Panel, varied
 
 @dataclass(frozen=True)
 class SessionFlags:
-    """Which conversation goes on, and whether it is saved."""
+    """Which conversation goes on, whether it is saved, and what happens when it gets long."""
 
     resume: Annotated[
         bool,
@@ -36,6 +36,13 @@ class SessionFlags:
             show_default="on at a terminal", help="Save the conversation as it goes on.",
         ),
     ] = None  # fmt: skip
+    context_shift: Annotated[
+        bool,
+        typer.Option(
+            "--context-shift", rich_help_panel=Panel.ANSWER,
+            help="Forget the oldest turns where the context is full, and go on.",
+        ),
+    ] = False  # fmt: skip
 
 
 class Action(str, Enum):

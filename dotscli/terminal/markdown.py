@@ -26,11 +26,9 @@ _FENCE_END = re.compile(r" {0,3}(`{3,}|~{3,})[ \t]*\n?$")
 def split_blocks(text: str) -> list[str]:
     """The outermost blocks of a text, each without blank lines around it."""
     lines = text.split("\n")
-    starts = [token.map[0] for token in _tokens(text) if token.level == 0 and token.map]
-    starts = sorted(set(starts))
-    ends = [*starts[1:], len(lines)]
-    blocks = ("\n".join(lines[a:b]).rstrip() for a, b in zip(starts, ends, strict=True))
-    return [block for block in blocks if block]
+    starts = _starts(text)
+    pairs = zip(starts, [*starts[1:], len(lines)], strict=False)  # none without a block
+    return ["\n".join(lines[first:end]).rstrip() for first, end in pairs]
 
 
 def ended(text: str) -> tuple[list[str], str]:
@@ -39,14 +37,16 @@ def ended(text: str) -> tuple[list[str], str]:
     A block has ended when a line of another has; a line counts once it is whole.
     """
     whole = text[: text.rfind("\n") + 1]
-    if len(whole) < 2:
-        return [], text
-    starts = sorted({t.map[0] for t in _tokens(whole) if t.level == 0 and t.map})
+    starts = _starts(whole)
     if len(starts) < 2:
         return [], text
     lines = text.split("\n")
-    done = "\n".join(lines[: starts[-1]])
-    return split_blocks(done), "\n".join(lines[starts[-1] :])
+    return split_blocks("\n".join(lines[: starts[-1]])), "\n".join(lines[starts[-1] :])
+
+
+def _starts(text: str) -> list[int]:
+    """The lines that the outermost blocks begin with."""
+    return sorted({token.map[0] for token in _tokens(text) if token.level == 0 and token.map})
 
 
 def block_rows(block: str, width: int, colour: bool) -> list[str]:
