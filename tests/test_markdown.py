@@ -202,6 +202,23 @@ def test_a_terminal_that_becomes_narrower_is_not_littered() -> None:
     assert pty.rows == ["short words and more of them", "than a row has room for"]
 
 
+def test_a_line_below_says_how_it_goes_and_leaves_nothing() -> None:
+    pty = Pty(40, 6)
+    n_tokens = itertools.count(1)
+    clock = itertools.count()
+    live = Live(
+        pty.write, lambda: pty.size, False, lambda: f"{next(n_tokens)} tok · " + "x" * 60,
+        clock=lambda: float(next(clock) // 2),
+    )  # fmt: skip
+    for n in range(20):
+        live.feed(f"word {n}\n")
+        assert pty.rows[-1] == (f"{n + 1} tok · " + "x" * 60)[:39]
+        assert pty.rows[-2] == f"word {n}"
+        assert len(pty.rows) <= 6
+    live.end()
+    assert pty.rows == [f"word {n}" for n in range(20)]
+
+
 def test_control_characters_of_an_answer_do_nothing() -> None:
     pty = Pty()
     streamed(["a\x1b[2J\x1b]52;c;eA==\x07b\r", "\n\n```\n\x1b[31mred\n```"], pty)

@@ -13,7 +13,13 @@ from pathlib import Path
 
 from dotscli.commands.attached import Attached
 from dotscli.conversation import room
-from dotscli.conversation.answer import Answer, answer_writer, stats_line, with_prefill
+from dotscli.conversation.answer import (
+    Answer,
+    answer_writer,
+    stats_line,
+    status_line,
+    with_prefill,
+)
 from dotscli.conversation.conversation import Conversation
 from dotscli.conversation.editor import Reader
 from dotscli.conversation.journal import Journal
@@ -167,7 +173,7 @@ class Loop:
         answer = Answer()
         try:
             with (
-                answer_writer(self.terminal, markdown=self.markdown) as write,
+                answer_writer(self.terminal, markdown=self.markdown, status=self._status) as write,
                 closed(
                     with_prefill(
                         self.terminal,
@@ -193,6 +199,14 @@ class Loop:
         conversation.replace(n_turns, room.ASKED_BEFORE, text)
         self.terminal.note(f"The conversation takes {conversation.n_tokens:,} tokens now.")
 
+    def _status(self) -> str:
+        engine = self.conversation.engine
+        return (
+            status_line(engine.stats, engine.n_ctx)
+            if self.stats and not self.terminal.quiet
+            else ""
+        )
+
     def answer(self, start: Callable[[OnPrefill], Iterator[Piece]]) -> None:
         """Stream one answer; Ctrl-C ends it and keeps what has come."""
         answer = Answer()
@@ -200,7 +214,7 @@ class Loop:
         n_forgotten = conversation.n_forgotten
         try:
             with (
-                answer_writer(terminal, markdown=self.markdown) as write,
+                answer_writer(terminal, markdown=self.markdown, status=self._status) as write,
                 closed(with_prefill(terminal, start)) as pieces,
             ):
                 answer.read(pieces, write)

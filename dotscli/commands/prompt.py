@@ -20,7 +20,14 @@ from dotscli.commands.settings import (
     stop_strings,
     system_prompt,
 )
-from dotscli.conversation.answer import Answer, answer_json, answer_writer, stats_line, with_prefill
+from dotscli.conversation.answer import (
+    Answer,
+    answer_json,
+    answer_writer,
+    stats_line,
+    status_line,
+    with_prefill,
+)
 from dotscli.conversation.code_block import first_code_block
 from dotscli.conversation.files import file_part
 from dotscli.conversation.messages import Message, OnPrefill, encode
@@ -121,11 +128,16 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 on_prefill=on_prefill,
             )
 
+        show = request.answer.stats
+        figures = (show if show is not None else terminal.stderr_is_tty) and not terminal.quiet
         answer = Answer()
         held = request.json or one_shot.extract or one_shot.no_stream or one_shot.out is not None
         # what a grammar makes isn't Markdown, and the text after a raw one is not either
         drawn = request.answer.markdown and not grammar and not one_shot.no_template
-        output = nullcontext(lambda text: None) if held else answer_writer(terminal, markdown=drawn)
+        output = nullcontext(lambda text: None) if held else answer_writer(
+            terminal, markdown=drawn,
+            status=lambda: status_line(engine.stats, engine.n_ctx) if figures else "",
+        )  # fmt: skip
         status = ExitStatus.OK
         try:
             with output as write, closed(with_prefill(terminal, start)) as pieces:
@@ -146,8 +158,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
             put_out(terminal, wanted_part(terminal, answer.text, one_shot), one_shot.out)
         else:
             terminal.end_line()
-        show = request.answer.stats
-        if show if show is not None else terminal.stderr_is_tty:
+        if figures:
             terminal.note(
                 stats_line(
                     answer.stats,

@@ -150,6 +150,20 @@ def stats_line(
     return " · ".join(parts)
 
 
+def status_line(stats: Stats, n_ctx: int) -> str:
+    """The figures of an answer while it comes: `42 tok · 4.1 tok/s · ctx 1.6k/8k · RAM 30%`."""
+    parts = [f"{stats.completion_tokens:,} tok"]
+    if stats.decode_tps:
+        parts.append(f"{rate(stats.decode_tps)} tok/s")
+    used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
+    parts.append(f"ctx {short(used)}/{short(n_ctx)}")
+    if stats.hot is not None:
+        parts.append(f"hot {stats.hot.resident_share:.0%} @ {stats.hot.hit_rate:.0%} hits")
+    if stats.ram is not None:
+        parts.append(f"RAM {stats.ram.resident_share:.0%} @ {stats.ram.hit_rate:.0%} hits")
+    return " · ".join(parts)
+
+
 def rate(value: float) -> str:
     """A speed with two or three digits."""
     if value < 1:
@@ -165,8 +179,14 @@ def short(count: int) -> str:
 
 
 @contextmanager
-def answer_writer(terminal: Terminal, *, markdown: bool) -> Iterator[Callable[[str], None]]:
-    """What writes an answer to stdout: as it is, or on a terminal with its Markdown drawn."""
+def answer_writer(
+    terminal: Terminal, *, markdown: bool, status: Callable[[], str] = lambda: ""
+) -> Iterator[Callable[[str], None]]:
+    """What writes an answer to stdout: as it is, or on a terminal with its Markdown drawn.
+
+    Args:
+        status: a line below the drawing, "" for none.
+    """
     if not (markdown and terminal.draws):
         yield terminal.write
         return
@@ -176,6 +196,7 @@ def answer_writer(terminal: Terminal, *, markdown: bool) -> Iterator[Callable[[s
         terminal.paint,
         lambda: (terminal.width, terminal.height),
         terminal.colour(terminal.stdout_is_tty),
+        status,
     )
     try:
         yield live.feed

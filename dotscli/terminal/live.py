@@ -1,4 +1,5 @@
-"""An answer while it streams: blocks that have ended stay, the open one is drawn anew.
+"""An answer while it streams: blocks that have ended stay, the open one is drawn anew, and below it
+a line that says how it goes.
 
 Nothing above the open block is touched again, so the scrollback holds every block once. Of one
 that is higher than the screen the last rows are shown until it has ended. Drawing takes at most
@@ -23,6 +24,7 @@ class Live:
     Args:
         write: puts text with escapes on the terminal.
         size: its columns and rows now.
+        status: the line below, "" for none; asked whenever something is drawn.
     """
 
     def __init__(
@@ -30,11 +32,13 @@ class Live:
         write: Callable[[str], None],
         size: Callable[[], tuple[int, int]],
         colour: bool,
+        status: Callable[[], str] = lambda: "",
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self._write = write
         self._size = size
         self._colour = colour
+        self._status = status
         self._clock = clock
         self._open = ""
         self._shown: list[str] = []  # the open block's rows on the screen
@@ -64,7 +68,7 @@ class Live:
         lines = self._lines(split_blocks(rest), columns)
         if lines and (done or self._begun):
             lines = ["", *lines]
-        lines = _last(lines, columns, rows - 1)
+        lines = _last(lines, columns, rows - 2) + self._below(columns)
         out = self._erased(columns) + self._finished(done) + "\n".join(lines)
         self._put(out, rest, lines, bool(done))
 
@@ -72,6 +76,10 @@ class Live:
         """Only what has been written counts: Ctrl-C may come at any moment."""
         self._write(out)
         self._open, self._shown, self._begun = rest, shown, self._begun or begun
+
+    def _below(self, columns: int) -> list[str]:
+        text = printable(self._status())[: columns - 1]
+        return [f"\x1b[2m{text}\x1b[0m" if self._colour else text] if text else []
 
     def _lines(self, blocks: Sequence[str], columns: int) -> list[str]:
         """Blocks with a blank line between them."""
