@@ -20,6 +20,11 @@ def config_path(environ: Mapping[str, str]) -> Path:
     return Path.home() / ".config" / "dots" / "config.toml"
 
 
+def templates_folder(environ: Mapping[str, str]) -> Path:
+    """Where prompt templates are looked up by name: templates/ beside config.toml."""
+    return config_path(environ).parent / "templates"
+
+
 def cache_folder(environ: Mapping[str, str]) -> Path:
     """Where made things are kept: $XDG_CACHE_HOME/dots, or what the system uses for that."""
     return _folder(environ, "XDG_CACHE_HOME", "user_cache_dir")
@@ -59,3 +64,17 @@ def _folder(environ: Mapping[str, str], variable: str, function: str) -> Path:
     import platformdirs
 
     return Path(getattr(platformdirs, function)("dots", appauthor=False))
+
+
+def all_paths(environ: Mapping[str, str]) -> dict[str, Path]:
+    """Every place that dots reads or writes by itself, by what it is for."""
+    return {
+        "config": config_path(environ),
+        "templates": templates_folder(environ),
+        "models": models_folder(environ),
+        "cache": cache_folder(environ),
+        "heat": heat_folder(environ),
+        "history": state_folder(environ) / "history",
+        "sessions": sessions_folder(environ),
+        "contexts": states_folder(environ),
+    }

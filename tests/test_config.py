@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dotscli.errors import DotsError
-from dotscli.options.config_file import MAX_NBYTES, read_config
+from dotscli.models.toml_file import MAX_NBYTES
+from dotscli.options.config_file import read_config
 from tests.transcript import dots, dots_process
 
 

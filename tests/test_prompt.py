@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from dotscli.commands.prompt import question
+from dotscli.commands.question import question
 from dotscli.terminal.terminal import Terminal
 from tests import tiny
 from tests.transcript import command, dots, dots_process, environment, on_a_terminal, plain

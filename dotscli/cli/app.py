@@ -83,10 +83,12 @@ for command in (
     commands.prompt,
     commands.chat,
     commands.sessions,
+    commands.templates,
     commands.plan,
     commands.inspect,
     commands.worker,
     commands.doctor,
+    commands.paths,
     commands.config,
 ):
     kind = Mender if command in (commands.doctor, commands.config) else Command

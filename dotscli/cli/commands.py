@@ -24,6 +24,7 @@ from dotscli.options.plan import PlanFlags
 from dotscli.options.prompt import OneShotFlags
 from dotscli.options.quantize import QuantizeFlags
 from dotscli.options.shared import File, Json, Model
+from dotscli.options.templates import TemplatesFlags
 from dotscli.options.verify import VerifyFlags
 from dotscli.options.worker import WorkerFlags
 
@@ -169,6 +170,22 @@ def sessions(
 
 
 @grouped
+def templates(
+    context: typer.Context,
+    output: OutputFlags,
+    flags: TemplatesFlags,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The template to show; without, list all.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the templates for dots prompt --template, show one, or write samples."""
+    from dotscli.commands.templates import templates
+
+    templates(terminal_of(context, output), name, flags.init, json)
+
+
+@grouped
 def plan(
     context: typer.Context,
     model: Annotated[
@@ -206,6 +223,14 @@ def doctor(
     from dotscli.commands.doctor import doctor
 
     doctor(terminal_of(context, output), flags, json, problem_of(context))
+
+
+@grouped
+def paths(context: typer.Context, output: OutputFlags, json: Json = False) -> None:
+    """Show where dots keeps settings, models, conversations and caches."""
+    from dotscli.commands.paths import paths
+
+    paths(terminal_of(context, output), json)
 
 
 @grouped

@@ -30,6 +30,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "dots sessions",
         "dots sessions show tour",
     ),
+    "templates": (
+        "dots templates --init",
+        "dots templates review",
+    ),
     "plan": (
         "dots plan dots.llm1.inst --vram 24G --ram 64G",
         "dots plan dots.gguf -c 1024 -ctk q8_0 -ctv q8_0",
@@ -45,6 +49,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "doctor": (
         "dots doctor",
         "dots doctor --json",
+    ),
+    "paths": (
+        "dots paths",
+        "dots paths --json",
     ),
     "config": (
         "dots config --init",

@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dotscli.commands.model import open_engine, resolve
+from dotscli.commands.question import asked_with, with_schema
 from dotscli.commands.settings import (
     engine_options,
     grammar_for,
@@ -29,21 +30,18 @@ from dotscli.conversation.answer import (
     with_prefill,
 )
 from dotscli.conversation.code_block import first_code_block
-from dotscli.conversation.files import file_part
 from dotscli.conversation.messages import Message, OnPrefill, encode
+from dotscli.conversation.prompt_template import read_template
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError, ExitStatus, usage
-from dotscli.folders import heat_folder
+from dotscli.folders import heat_folder, templates_folder
 from dotscli.models.template import DOTS1_TEMPLATE
 from dotscli.options.answer import AnswerFlags, SamplingFlags
 from dotscli.options.engine import EngineFlags
 from dotscli.options.prompt import OneShotFlags
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
-from dotscli.terminal.text import argument
-
-STDIN = Path("-")
 
 
 @dataclass(frozen=True)
@@ -58,30 +56,6 @@ class Request:
     sampling: SamplingFlags
     answer: AnswerFlags
     engine: EngineFlags
-
-
-def question(terminal: Terminal, text: str | None, files: Sequence[Path]) -> str:
-    """What is asked: files, stdin unless it is a terminal, the argument; a blank line between.
-
-    Stdin is read from a terminal too if the argument is `-`, which then stands for nothing else.
-
-    Raises:
-        DotsError: nothing at all (exit status 2), or a file that can't be read.
-    """
-    parts: list[str] = []
-    asked_for_stdin = text == str(STDIN)
-    for path in files:
-        name, content = (
-            ("stdin", terminal.read_stdin()) if path == STDIN else (path, terminal.read_file(path))
-        )
-        parts.append(file_part(str(name), content))
-    if STDIN not in files and (asked_for_stdin or not terminal.stdin_is_tty):
-        parts.append(terminal.read_stdin().removesuffix("\n"))
-    parts.append("" if asked_for_stdin else argument(text or ""))
-    whole = "\n\n".join(part for part in parts if part)
-    if not whole.strip():
-        raise usage("no question given", 'dots prompt "What is dots?"')
-    return whole
 
 
 def prompt(terminal: Terminal, request: Request) -> int:
@@ -101,8 +75,16 @@ def prompt(terminal: Terminal, request: Request) -> int:
         raise usage("--no-template and --system can't be combined", "put all of it into the text")
     if one_shot.out is not None and one_shot.out.exists():
         raise DotsError(f"{one_shot.out} already exists", hint="give another name after -o")
-    asked = question(terminal, request.text, request.files)
-    grammar = grammar_for(terminal, request.answer)
+    template = None
+    if one_shot.template is not None:
+        template = read_template(templates_folder(terminal.environ), one_shot.template)
+    asked = asked_with(terminal, request.text, request.files, template)
+    flags = request.answer
+    if template is not None:
+        system = system or template.system
+        one_shot = replace(one_shot, extract=one_shot.extract or template.extract)
+        flags = with_schema(flags, template.json_schema)
+    grammar = grammar_for(terminal, flags)
     path = resolve(request.model, terminal)
 
     with open_engine(terminal, path, options) as engine:
@@ -116,8 +98,8 @@ def prompt(terminal: Terminal, request: Request) -> int:
             tokens = engine.tokenize(asked, parse_special=True)
         else:
             messages = [Message("system", system)] if system else []
-            template = engine.chat_template or DOTS1_TEMPLATE
-            tokens = encode(engine, template, [*messages, Message("user", asked)])
+            chat_template = engine.chat_template or DOTS1_TEMPLATE
+            tokens = encode(engine, chat_template, [*messages, Message("user", asked)])
 
         def start(on_prefill: OnPrefill) -> Iterator[Piece]:
             return engine.generate(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dotscli.options.shared import Panel
+from dotscli.options.shared import Init, Panel, varied
 
 
 @dataclass(frozen=True)
@@ -20,10 +20,4 @@ class ConfigFlags:
             "--path", rich_help_panel=Panel.RUN, help="Print where config.toml is looked for."
         ),
     ] = False
-    init: Annotated[
-        bool,
-        typer.Option(
-            "--init", "--example", rich_help_panel=Panel.RUN,
-            help="Write an example there, with every option commented out.",
-        ),
-    ] = False  # fmt: skip
+    init: Init = varied(False, help="Write an example there, with every option commented out.")

@@ -10,6 +10,20 @@ import typer
 from dotscli.options.shared import Out, Panel, varied
 
 
+def template_names(incomplete: str) -> list[str]:
+    """Shell completion of --template."""
+    import os
+
+    from dotscli.folders import templates_folder
+
+    folder = templates_folder(os.environ)
+    try:
+        found = sorted(path.stem for path in folder.iterdir() if path.suffix == ".toml")
+    except OSError:
+        return []
+    return [name for name in found if name.startswith(incomplete)]
+
+
 @dataclass(frozen=True)
 class OneShotFlags:
     """What becomes of the answer."""
@@ -21,6 +35,14 @@ class OneShotFlags:
             help="Continue the raw text; control tokens are parsed.",
         ),
     ] = False  # fmt: skip
+    template: Annotated[
+        str | None,
+        typer.Option(
+            "--template", metavar="NAME", rich_help_panel=Panel.INPUT,
+            autocompletion=template_names,
+            help="Ask with a template of your own; dots templates lists them.",
+        ),
+    ] = None  # fmt: skip
     extract: Annotated[
         bool,
         typer.Option(

@@ -112,6 +112,9 @@ Force = Annotated[
     bool,
     typer.Option("--force", rich_help_panel=Panel.OUTPUT, help="Replace an existing file."),
 ]
+Init = Annotated[
+    bool, typer.Option("--init", "--example", rich_help_panel=Panel.RUN, help="Write examples.")
+]
 DryRun = Annotated[
     bool,
     typer.Option(
