@@ -19,6 +19,6 @@ class DoctorFlags:
         Path | None,
         typer.Option(
             "--measure", metavar="FILE", rich_help_panel=Panel.RUN,
-            help="Measure main memory and the disk of this file, for dots plan.",
+            help="Measure CPU, main memory and the disk of this file, for dots plan.",
         ),
     ] = None  # fmt: skip
