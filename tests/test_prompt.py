@@ -53,6 +53,7 @@ def test_json_has_the_documented_keys_also_at_the_length_limit(tiny_gguf: Path) 
     value = done.json
     assert set(value) == {
         "text", "finish_reason", "model", "seed", "n_ctx", "usage", "timings", "hot", "ram",
+        "draft",
     }  # fmt: skip
     assert value["finish_reason"] == "length"
     assert value["model"] == str(tiny_gguf)

@@ -33,6 +33,7 @@ from dotscli.conversation.conversation import Conversation
 from dotscli.conversation.editor import at_editor, reader_for
 from dotscli.conversation.keys import PROMPT
 from dotscli.conversation.slash import gauge
+from dotscli.engine.draft import draft_length
 from dotscli.engine.sampling import check_n_predict
 from dotscli.errors import DotsError
 from dotscli.folders import heat_folder
@@ -80,6 +81,7 @@ class Chat:
         sampling_for(sampling, {})
         check_n_predict(answer.n_predict)
         self.n_predict = answer.n_predict
+        self.draft = draft_length(answer.draft)
         self.stop = stop_strings(answer)
         self.system = system_prompt(terminal, answer)
         self.grammar = grammar_for(terminal, answer)
@@ -159,6 +161,7 @@ class Chat:
             engine, sampling, system=self.system,
             n_predict=last.n_predict if last else self.n_predict,
             stop=last.stop if last else self.stop, shift=self.session.context_shift,
+            draft=self.draft,
         )  # fmt: skip
         if last is not None:
             conversation.restore(last.system, last.turns)

@@ -14,6 +14,7 @@ from pathlib import Path
 from dotscli.commands.attached import Attached
 from dotscli.conversation import room
 from dotscli.conversation.answer import (
+    OTHER_BITS,
     Answer,
     answer_writer,
     stats_line,
@@ -75,6 +76,7 @@ class Loop:
         self.first_state = first_state
         self.attached = attached or Attached(terminal, conversation.engine)
         self.reload: Reload | None = None
+        self.bits_said = False
 
     def run(self, first: str = "") -> int:
         """Until Ctrl-D, /exit, the end of the input or two Ctrl-C; the exit status.
@@ -235,6 +237,9 @@ class Loop:
             self.first_state = None
         if n := conversation.n_forgotten - n_forgotten:
             terminal.note(f"the context was full: the oldest {n} turns were forgotten")
+        if conversation.draft and conversation.engine.drafting.differs and not self.bits_said:
+            terminal.note(OTHER_BITS)
+            self.bits_said = True
         if answer.finish_reason == "context":
             engine = conversation.engine
             terminal.warn(f"the context is full: {room.ways_out(engine, engine.n_ctx)}")

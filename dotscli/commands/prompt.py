@@ -22,6 +22,7 @@ from dotscli.commands.settings import (
     system_prompt,
 )
 from dotscli.conversation.answer import (
+    OTHER_BITS,
     Answer,
     answer_json,
     answer_writer,
@@ -32,6 +33,7 @@ from dotscli.conversation.answer import (
 from dotscli.conversation.code_block import first_code_block
 from dotscli.conversation.messages import Message, OnPrefill, encode
 from dotscli.conversation.prompt_template import read_template
+from dotscli.engine.draft import draft_length
 from dotscli.engine.sampling import check_n_predict
 from dotscli.engine.stream import Piece
 from dotscli.errors import DotsError, ExitStatus, usage
@@ -68,6 +70,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
     # what is out of range is said before anything is loaded
     sampling_for(request.sampling, {})
     check_n_predict(request.answer.n_predict)
+    draft = draft_length(request.answer.draft)
     stop = stop_strings(request.answer)
     system = system_prompt(terminal, request.answer)
     one_shot = request.one_shot
@@ -108,6 +111,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 n_predict=request.answer.n_predict,
                 stop=stop,
                 on_prefill=on_prefill,
+                draft=draft,
             )
 
         show = request.answer.stats
@@ -151,6 +155,8 @@ def prompt(terminal: Terminal, request: Request) -> int:
                     load_s=engine.load_s,
                 )
             )
+        if draft and engine.drafting.differs:
+            terminal.note(OTHER_BITS)
         if answer.finish_reason == "context":
             more = engine.longer_context(2 * engine.n_ctx)
             terminal.warn(

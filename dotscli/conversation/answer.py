@@ -14,6 +14,10 @@ from dotscli.engine.stream import HotFigures, Piece, RamFigures, Stats
 from dotscli.terminal.progress import closed
 from dotscli.terminal.terminal import Terminal
 
+OTHER_BITS = (
+    "--draft: this device computes several tokens at once with other bits than one by one, so an "
+    "answer can differ from that without"
+)
 LONG_LOAD_S = 1.0  # shorter ones go without saying
 
 
@@ -71,6 +75,10 @@ def answer_json(
         },
         "hot": no_hot if stats.hot is None else hot_json(stats.hot),
         "ram": None if stats.ram is None else ram_json(stats.ram, stats.completion_tokens - 1),
+        "draft": {
+            "drafted_tokens": stats.drafted_tokens,
+            "accepted_tokens": stats.accepted_tokens,
+        },
     }
 
 
@@ -132,6 +140,8 @@ def stats_line(
     if stats.reused_tokens:
         prefill += f" ({stats.reused_tokens:,} reused)"
     parts.append(prefill)
+    if stats.drafted_tokens:
+        parts.append(f"draft {stats.accepted_tokens}/{stats.drafted_tokens}")
     if stats.hot is not None:
         hot = stats.hot
         parts.append(f"hot {hot.resident_share:.0%} @ {hot.hit_rate:.0%} hits")
@@ -144,7 +154,7 @@ def stats_line(
     used = min(stats.prompt_tokens + stats.completion_tokens, n_ctx)
     parts.append(f"ctx {short(used)}/{short(n_ctx)}")
     parts.append(f"seed {seed}")
-    for least in ("load", "TTFT", "ctx", "RAM", "hot", "prefill"):
+    for least in ("load", "TTFT", "draft", "ctx", "RAM", "hot", "prefill"):
         if 0 < width <= len(" · ".join(parts)):
             parts = [part for part in parts if not part.startswith(least)]
     return " · ".join(parts)

@@ -28,7 +28,8 @@ class Conversation:
     """Messages and how they are answered. `sampling`, `n_predict` and `stop` may be changed.
 
     `recorder`: who gets to know of every change, None for nobody. `shift`: forget the oldest turns
-    where the context is full; `n_forgotten` counts them.
+    where the context is full; `n_forgotten` counts them. `draft`: tokens to guess ahead, None for
+    as many as pay.
     """
 
     def __init__(
@@ -41,9 +42,11 @@ class Conversation:
         stop: Sequence[str] = (),
         recorder: Recorder | None = None,
         shift: bool = False,
+        draft: int | None = 0,
     ) -> None:
         self.engine = engine
         self.shift = shift
+        self.draft = draft
         self.n_forgotten = 0
         self.recorder = recorder
         self.sampling = sampling
@@ -147,8 +150,9 @@ class Conversation:
 
         def generate(tokens: list[int], n_predict: int) -> Iterator[Piece]:
             return self.engine.generate(
-                tokens, sampling, n_predict=n_predict, stop=self.stop, on_prefill=on_prefill
-            )
+                tokens, sampling, n_predict=n_predict, stop=self.stop,
+                on_prefill=on_prefill, draft=self.draft,
+            )  # fmt: skip
 
         pieces = generate(tokens, self.n_predict)
         self.last_seed = sampling.seed

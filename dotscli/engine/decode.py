@@ -43,9 +43,9 @@ class Decoder:
         self._context = context
         self._memory = self._api.llama_get_memory(context)
         self._n_vocab = n_vocab
-        self._n_batch = int(self._api.llama_n_batch(context))
-        self._ids = (ctypes.c_int32 * self._n_batch)()
-        self._outputs = (ctypes.c_int8 * self._n_batch)()
+        self.n_batch = int(self._api.llama_n_batch(context))  # tokens at once at most
+        self._ids = (ctypes.c_int32 * self.n_batch)()
+        self._outputs = (ctypes.c_int8 * self.n_batch)()
         self._batch = self._api.llama_batch()  # no positions, no sequences: llama.cpp counts
         self._batch.token = ctypes.cast(self._ids, ctypes.POINTER(ctypes.c_int32))
         self._batch.logits = ctypes.cast(self._outputs, ctypes.POINTER(ctypes.c_int8))
@@ -127,10 +127,10 @@ class Decoder:
             KeyboardInterrupt: from the user.
         """
         total = len(tokens)
-        for start in range(0, total, self._n_batch):
+        for start in range(0, total, self.n_batch):
             if on_progress is not None:
                 on_progress(start, total)
-            chunk = tokens[start : start + self._n_batch]
+            chunk = tokens[start : start + self.n_batch]
             self._fill(chunk, n_outputs=1 if start + len(chunk) == total else 0)
             self._decode_interruptibly()
         if on_progress is not None:
@@ -145,9 +145,9 @@ class Decoder:
             DotsError: llama.cpp fails.
             KeyboardInterrupt: from the user.
         """
-        for start in range(0, len(tokens), self._n_batch):
+        for start in range(0, len(tokens), self.n_batch):
             before_batch()
-            chunk = tokens[start : start + self._n_batch]
+            chunk = tokens[start : start + self.n_batch]
             self._fill(chunk, n_outputs=len(chunk))
             self._decode_interruptibly()
 
@@ -161,6 +161,40 @@ class Decoder:
         values = ctypes.cast(pointer, ctypes.POINTER(ctypes.c_float * self._n_vocab))[0]
         if not math.isfinite(sum(memoryview(values).cast("B").cast("f"))):
             raise not_numbers()
+
+    def decode_ahead(self, tokens: Sequence[int]) -> None:
+        """Evaluates a token and guesses of those behind it, with logits for each.
+
+        Raises:
+            DotsError: llama.cpp fails.
+            KeyboardInterrupt: from the user.
+        """
+        self._fill(tokens, n_outputs=len(tokens))
+        self._decode_interruptibly()
+        for row in range(len(tokens)):
+            if not math.isfinite(self._api.llama_get_logits_ith(self._context, row)[0]):
+                raise not_numbers()
+
+    def same_bits(self, tokens: Sequence[int]) -> bool:
+        """Whether the first two of these tokens get the logits in one batch that they get alone.
+
+        Kernels for one row and for several may add up in another order. The cache is as before.
+        """
+        n_cached = len(self.cached)
+        alone = []
+        for token in tokens[:2]:
+            self.decode(token)
+            alone.append(self._row(-1))
+        self.keep(n_cached)
+        self.decode_ahead(tokens)
+        together = [self._row(row) for row in range(2)]
+        self.keep(n_cached)
+        return alone == together
+
+    def _row(self, row: int) -> bytes:
+        """The logits behind one token of the last batch."""
+        pointer = self._api.llama_get_logits_ith(self._context, row)
+        return ctypes.string_at(pointer, 4 * self._n_vocab)
 
     def decode(self, token: int) -> None:
         """Evaluates one token; its logits are there to sample.
@@ -187,7 +221,7 @@ class Decoder:
         self.settle()
         self.keep(0)
         rows = np.empty((len(tokens), self._n_vocab), dtype=np.float32)
-        step = min(self._n_batch, MAX_OUTPUTS)
+        step = min(self.n_batch, MAX_OUTPUTS)
         for start in range(0, len(tokens), step):
             chunk = tokens[start : start + step]
             self._fill(chunk, n_outputs=len(chunk))

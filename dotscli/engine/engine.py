@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from dotscli.engine.abort import waiting_for
 from dotscli.engine.cpu import caveats
 from dotscli.engine.decode import Decoder
+from dotscli.engine.draft import Drafting
 from dotscli.engine.generate import Answer, Limits
 from dotscli.engine.grammar import let_go as let_grammars_go
 from dotscli.engine.lib import llama
@@ -65,8 +66,7 @@ class Engine:
         self.n_vocab = self.vocabulary.n_tokens
         template = api.llama_model_chat_template(loaded.model, None)
         self.chat_template: str | None = template.decode("utf-8", "replace") if template else None
-        self.eos_token = self._special("eos")
-        self.bos_token = self._special("bos")
+        self.eos_token, self.bos_token = self.vocabulary.named(metadata)
         self.hot = loaded.hot
         self.hot_off = loaded.hot_off
         self._loaded = loaded
@@ -77,6 +77,7 @@ class Engine:
             loaded.context, self.n_vocab, self.tier.failure if self.tier else None
         )
         self.states: KeptStates | None = None
+        self.drafting = Drafting(self._decoder, from_disk=self.tier is not None)
         self._answer: Answer | None = None
         self._pieces: Generator[Piece, None, None] | None = None
 
@@ -142,6 +143,7 @@ class Engine:
         n_predict: int = -1,
         stop: Sequence[str] = (),
         on_prefill: Callable[[int, int], None] | None = None,
+        draft: int | None = 0,
     ) -> Iterator[Piece]:
         """Continues a prompt; the last piece has the reason for the end and the figures.
 
@@ -154,6 +156,7 @@ class Engine:
             n_predict: most tokens to sample, -1 for as many as the context holds.
             stop: strings that end the answer.
             on_prefill: gets (evaluated, to evaluate) while the prompt is read.
+            draft: tokens to guess ahead, 0 for none, None for as many as pay.
 
         Raises:
             DotsError: an impossible prompt, grammar or stop string, before anything is evaluated.
@@ -175,8 +178,9 @@ class Engine:
         if self.states is not None:
             self.states.recall(prompt)
         self._answer = Answer(
-            self._decoder, vocabulary, sampler, prompt, limits, text, self.hot, self.tier
-        )
+            self._decoder, vocabulary, sampler, prompt, limits, text, self.hot, self.tier,
+            lambda: self.drafting.begin(draft),
+        )  # fmt: skip
         self._pieces = self._waited_for(self._answer.pieces(on_prefill))
         return self._pieces
 
@@ -255,11 +259,6 @@ class Engine:
         trace: TracebackType | None,
     ) -> None:
         self.close()
-
-    def _special(self, name: str) -> str:
-        """Text of a special token that the file names; llama.cpp makes up those it does not."""
-        token = self.metadata.get(f"tokenizer.ggml.{name}_token_id")
-        return self.vocabulary.text(int(token)) if token is not None else ""
 
     def _end_answer(self) -> None:
         """Ends an answer that is still open: it must not go on in another one's cache."""

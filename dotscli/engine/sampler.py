@@ -81,14 +81,18 @@ class Sampler:
             for token in tokens[-self._last_n :]:
                 self._api.llama_sampler_accept(self._chain, token)
 
-    def sample(self) -> int:
-        """The next token; it counts for penalties and grammar at once."""
+    def sample(self, row: int = -1) -> int:
+        """The next token; it counts for penalties and grammar at once.
+
+        Args:
+            row: of the last batch, whose token it follows; -1: the last one.
+        """
         if self._grammar is None:
-            return int(self._api.llama_sampler_sample(self._chain, self._context, -1))
-        token = self._sample_freely()
+            return int(self._api.llama_sampler_sample(self._chain, self._context, row))
+        token = self._apply_chain(self._candidates(row))
         allowed = self._grammar.take(token)
         if allowed is not None:
-            token = self._sample_of(allowed)
+            token = self._sample_of(allowed, row)
             self._grammar.chosen(token)
         self._api.llama_sampler_accept(self._chain, token)
         return token
@@ -98,27 +102,24 @@ class Sampler:
         for free in self._freed:
             free()
 
-    def _candidates(self) -> Any:
+    def _candidates(self, row: int) -> Any:
         """The last logits as (id, logit, p) records, fresh for a pass through the samplers."""
         import numpy as np
 
         n_vocab = self._api.llama_vocab_n_tokens(self._vocab)
         records = np.zeros(n_vocab, dtype=[("id", "<i4"), ("logit", "<f4"), ("p", "<f4")])
         records["id"] = np.arange(n_vocab, dtype=np.int32)
-        logits = self._api.llama_get_logits_ith(self._context, -1)
+        logits = self._api.llama_get_logits_ith(self._context, row)
         records["logit"] = np.ctypeslib.as_array(logits, shape=(n_vocab,))
         if not np.isfinite(records["logit"]).all():
             raise not_numbers()
         records["logit"][self._markup()] = -np.inf
         return records
 
-    def _sample_freely(self) -> int:
-        return self._apply_chain(self._candidates())
-
-    def _sample_of(self, allowed: np.ndarray) -> int:
+    def _sample_of(self, allowed: np.ndarray, row: int) -> int:
         import numpy as np
 
-        records = self._candidates()
+        records = self._candidates(row)
         records["logit"][~allowed] = -np.inf
         if np.isneginf(records["logit"]).all():
             raise nothing_allowed()

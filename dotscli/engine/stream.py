@@ -100,7 +100,8 @@ class Stats:
     The first token comes out of the prefill; every further one costs one decode, so `decode_s`
     covers `completion_tokens - 1` of them. `ttft_s` runs from the request to the first token.
     `prompt_tokens` are those that were read, or found in the cache: fewer than were given where
-    somebody broke off before.
+    somebody broke off before. Of `drafted_tokens`, guessed and evaluated ahead, `accepted_tokens`
+    came true.
     """
 
     prompt_tokens: int = 0
@@ -111,6 +112,8 @@ class Stats:
     ttft_s: float = 0.0
     hot: HotFigures | None = None
     ram: RamFigures | None = None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def prefill_tps(self) -> float:
@@ -153,6 +156,8 @@ def joined(first: Stats, then: Stats) -> Stats:
         completion_tokens=first.completion_tokens + then.completion_tokens,
         decode_s=first.decode_s + then.decode_s,
         ttft_s=first.ttft_s,
+        drafted_tokens=first.drafted_tokens + then.drafted_tokens,
+        accepted_tokens=first.accepted_tokens + then.accepted_tokens,
     )
 
 

@@ -7,7 +7,7 @@ import ctypes
 import functools
 import os
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,12 @@ class Vocabulary:
             return ""
         name = self._api.llama_vocab_get_text(self.handle, token)
         return str(name.decode("utf-8", "replace"))
+
+    def named(self, metadata: Mapping[str, str]) -> tuple[str, str]:
+        """Texts of eos and bos where the file names them; llama.cpp makes up those it does not."""
+        keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "bos"))
+        eos, bos = (self.text(int(metadata[key])) if key in metadata else "" for key in keys)
+        return eos, bos
 
     @functools.cached_property
     def markup(self) -> list[int]:

@@ -147,6 +147,14 @@ class AnswerFlags:
             show_default="on if stderr is a terminal", help="Print statistics to stderr.",
         ),
     ] = None  # fmt: skip
+    draft: Annotated[
+        str,
+        typer.Option(
+            "--draft", metavar="N", rich_help_panel=Panel.RUN,
+            help="Guess N tokens ahead (1 to 4) from what the text repeats; auto: where that pays "
+            "and changes nothing; off.",
+        ),
+    ] = "auto"  # fmt: skip
     markdown: Annotated[
         bool,
         typer.Option(
