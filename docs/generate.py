@@ -3,7 +3,7 @@
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 and name what is stale
 
-docs/commands.md is the `--help` of every command. In the other documents the text between
+docs/commands.md is the `--help` of every command, dotscli/man/dots.1 the same for man. In the other documents the text between
 `<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, the
 size of the real model at every preset, its placement on several devices, the modules with the first
 line of their docstring. It runs the command and reads the sources; it imports nothing of the
@@ -54,6 +54,18 @@ def reference() -> str:
         title = f"dots {name}".strip()
         parts.append(f"## {title}\n\n```text\n{help_text(*name.split())}\n```\n")
     return "\n".join(parts)
+
+
+def manual() -> str:
+    """dotscli/man/dots.1: the same for man, as it stands."""
+    about = "run dots.llm1 on your own machine"
+    parts = [f'.TH DOTS 1 "" dots "{about}"', ".SH NAME", rf"dots \- {about}"]
+    for name in ("", *commands()):
+        text = help_text(*name.split()).removeprefix("Usage: ")
+        lines = text.replace("\\", r"\e").replace("-", r"\-").splitlines()
+        shown = [rf"\&{line}" if line[:1] in (".", "'") else line for line in lines]
+        parts += [f".SH {f'dots {name}'.strip().upper()}", ".nf", *shown, ".fi"]
+    return "\n".join(parts) + "\n"
 
 
 def command_table() -> str:
@@ -140,7 +152,8 @@ def documents() -> dict[Path, str]:
         path: BLOCK.sub(fill, path.read_text(encoding="utf-8"))
         for path in (ROOT / "README.md", ROOT / "docs" / "architecture.md")
     }
-    return {ROOT / "docs" / "commands.md": reference(), **filled}
+    made = {"docs/commands.md": reference(), "dotscli/man/dots.1": manual()}
+    return {**{ROOT / name: text for name, text in made.items()}, **filled}
 
 
 def main() -> int:

@@ -79,3 +79,21 @@ def test_documents_name_only_files_that_exist() -> None:
     for document in DOCUMENTS:
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_every_wish_has_a_line_and_its_tests_exist() -> None:
+    text = (ROOT / "docs/wishes.md").read_text("utf-8")
+    rows = re.findall(r"^\| (\d+) \| .* \| (Done|Not yet).* \| (.*) \|$", text, re.M)
+    assert [int(number) for number, _, _ in rows] == list(range(1, 21))
+    for number, state, tests in rows:
+        named = re.findall(r"`(tests/\w+\.py)`", tests)
+        assert bool(named) == (state == "Done"), number
+        assert all((ROOT / name).is_file() for name in named)
+
+
+def test_the_manual_has_every_command() -> None:
+    manual = (ROOT / "dotscli/man/dots.1").read_text("utf-8")
+    names = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in names:
+        assert f"\n.SH DOTS {name.upper()}\n" in manual
+    assert not re.search(r"^['.](?!TH|SH|nf|fi)", manual, re.M)  # no line is taken for a request
