@@ -3,11 +3,11 @@
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 and name what is stale
 
-docs/commands.md is the `--help` of every command, dotscli/man/dots.1 the same for man. In the other documents the text between
-`<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, the
-size of the real model at every preset, its placement on several devices, the modules with the first
-line of their docstring. It runs the command and reads the sources; it imports nothing of the
-package.
+docs/commands.md is the `--help` of every command, dotscli/man/dots.1 the same for man. In the
+other documents the text between `<!-- generated: NAME -->` and `<!-- end -->` is computed: the
+commands with their first line, the size of the real model at every preset, its placement on several
+devices, the modules with the first line of their docstring. It runs the command and reads the
+sources; it imports nothing of the package.
 """
 
 from __future__ import annotations
