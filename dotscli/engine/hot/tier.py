@@ -8,6 +8,7 @@ other programs and long prompts take, experts give back.
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 
 from dotscli.engine.available import available_memory
@@ -25,6 +26,7 @@ from dotscli.models.gguf_file import GgufFile
 
 INTERVAL_S = 0.1  # between two looks at free memory: other programs take some GB in a second
 STEP = 1 << 30  # bytes that the budget grows by between two looks
+STEADY = 30  # looks: a batch frees its buffers for a moment, which is no room for experts
 PAGE = 4096
 TOKENS = 256.0  # that kept heat counts for
 
@@ -72,6 +74,7 @@ class MemoryTier:
         self._most = whole + pages if limit is None else limit
         self._margin = margin_nbytes(available_memory().total)
         self._budget = 0
+        self._free: deque[int] = deque(maxlen=STEADY)
         self._before = self._prefilled = cache.ram()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="memory", daemon=True)
@@ -182,10 +185,15 @@ class MemoryTier:
             self._adjust(STEP)
 
     def _adjust(self, step: int) -> None:
-        """What is free can be added to what is there, less a margin; what is missing goes."""
+        """What is free can be added to what is there, less a margin; what is missing goes.
+
+        Free is what has been for a while, missing what is at this moment.
+        """
         free = available_memory().nbytes - self._margin
+        self._free.append(free)
         there = self._cache.ram().resident_nbytes
-        wanted = max(0, min(self._most, there + min(free, step)))
+        change = free if free < 0 else max(0, min(*self._free, step))
+        wanted = max(0, min(self._most, there + change))
         if wanted != self._budget:
             self._budget = wanted
             self._cache.set_ram(wanted)
