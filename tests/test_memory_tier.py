@@ -6,24 +6,28 @@ does underneath is in test_ram_tier.py, what is decided beforehand in test_load_
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from dotscli.engine import Engine, EngineOptions, HotOptions
+from dotscli.engine import Engine, EngineOptions, HotOptions, has_rpc
 from dotscli.engine.available import available_memory
 from dotscli.engine.load_plan import LoadPlan, plan_load
+from dotscli.engine.main_memory import held, load_sizes
 from dotscli.engine.stream import RamFigures
 from dotscli.errors import DotsError
 from dotscli.hot import heat_store
 from dotscli.hot.heat import Heat
+from dotscli.hot.memory_use import Verdict
 from dotscli.hot.model_cost import file_cost
 from dotscli.models.gguf_file import read_gguf
 from tests.dots1_gguf import Type, write_model
 from tests.engine_kit import ids, run
-from tests.transcript import dots
+from tests.transcript import dots, dots_process
+from tests.workers import running_worker
 
 N_LAYERS, N_EXPERTS = 6, 20
 TOKENS = [3 * n % 200 + 1 for n in range(300)]
@@ -253,3 +257,22 @@ def test_prompt_says_what_the_tier_did(model: Path) -> None:
     assert 0 < ram["hit_rate"] <= 1
     assert 0 < 8 * ram["read_bytes_per_token"] <= ram["read_bytes"]
     assert dots(*args, "--json").json["ram"] is None
+
+
+@pytest.mark.skipif(not has_rpc(), reason="this llama.cpp was built without RPC")
+def test_layers_on_another_machine_have_their_experts_there(model: Path) -> None:
+    """Not in main memory, where nothing was planned for them."""
+    words = ("-m", model, "-c", "512", "--hot", "off", "-ngl", "3", "-n", "3", "-v", "hello")
+    gguf = read_gguf(model)
+    cost, options = file_cost(gguf), EngineOptions(n_ctx=512, n_gpu_layers=3)
+    what = held(gguf, cost, options, gpu=True, hot=None)
+    assert len(what.cold) == 3
+    sizes = (load_sizes(cost, what, options, n << 20, 0) for n in range(1, 1 << 12))
+    ram = str(next(s for s in sizes if s.memory.verdict is Verdict.TIER).memory.use.total)
+    with running_worker("--device", "CPU", "--threads", "1") as worker:
+        done = dots_process("prompt", *words, "--ram", ram, "--rpc", worker.address)
+    assert done.returncode == 0, done.stderr
+    there = re.search(rb"Hot model buffer size = +([\d.]+) MiB", done.stderr)
+    assert there is not None
+    pages = len(what.cold) * 3 * 2 * 4096 * N_EXPERTS
+    assert float(there[1]) * 2**20 <= sum(what.cold.values()) + pages

@@ -3,7 +3,7 @@
     python -m bench.answer.states          # writes docs/bench/states.md; 5 GB in --folder
 
 A conversation of 1,500 tokens of the nano model is kept and put back in another engine, against
-reading it again. The 4 GiB are zeros under the format of a real state: they are hashed and written,
+reading it again. The 4 GiB are random bytes under the format of a real state: they are hashed and written,
 leave the page cache, and are read and compared; the disk is read beside it, in pieces of 1 MiB, six
 at a time, past the page cache.
 """
@@ -11,6 +11,7 @@ at a time, past the page cache.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import tempfile
 import time
@@ -25,7 +26,7 @@ from dotscli.engine.sampling import Sampling
 from dotscli.engine.state_file import NewState, checked_state, read_info
 from dotscli.terminal.terminal import Terminal
 
-N_TOKENS, LARGE = 1500, 4 << 30
+N_TOKENS, LARGE, BLOCK = 1500, 4 << 30, 1 << 26
 
 
 def main() -> None:
@@ -75,12 +76,19 @@ def _nano(folder: Path) -> tuple[float, float]:
     return found[0], found[1]
 
 
+def _written(to: memoryview) -> None:
+    """Every page: what is only reserved would be read without the disk."""
+    block = os.urandom(BLOCK)
+    for at in range(0, len(to), BLOCK):
+        to[at : at + BLOCK] = block[: len(to) - at]
+
+
 def _large(folder: Path) -> tuple[float, float, float]:
     """Seconds to keep, seconds to read, and the disk's bytes per second."""
     path = folder / "large.state"
     began = time.perf_counter()
     new = NewState(path, "it", [1], LARGE, 1.0)
-    new.fill(lambda to: None)
+    new.fill(_written)
     new.finish()
     kept = time.perf_counter() - began
     forget(path)

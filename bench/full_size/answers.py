@@ -94,7 +94,7 @@ def answers_table(model: Path) -> str:
         places = Places(folder)
         rows = [_row(places, model, case) for case in CASES]
     header = [
-        "limit", "planned context", "planned tokens/s", "outcome", "context", "load, s",
+        "limit", "planned context", "planned tokens/s", "disk before and after, GB/s", "outcome", "context", "load, s",
         "first token, s", "tokens/s", "waited, s", "experts in memory", "hits", "GB read a token",
         "peak, GiB", "killed",
     ]  # fmt: skip
@@ -102,26 +102,32 @@ def answers_table(model: Path) -> str:
 
 
 def _row(places: Places, model: Path, case: Case) -> list[str]:
-    places.run(["doctor", "--measure", model])  # disks of rented machines are never twice the same
+    before = _disk(places, model)  # disks of rented machines are never twice the same
     planned, _ = places.run(["plan", model, "--json"], case.gib)
     plan = json.loads(planned.stdout)
     speed = plan["tokens_per_second"]
     too_small = plan["verdict"] == "too small"
     row = [case.title, "too small" if too_small else f"{plan['n_ctx']}"]
     row.append(f"{speed[0]:.2f} to {speed[1]:.2f}" if speed and not case.words else "")
-    after = partial(places.run, ["doctor", "--measure", model, "--json"])
     with _worker(places) if case.worker else _nobody() as rpc:
         words = (*case.words, *(("--rpc", rpc) if rpc else ()))
         forget(model)
         load = other_load()
         found = (_chat if case.what == "chat" else _prompt)(places, model, case.gib, words)
-    disk = json.loads(after()[0].stdout)["bandwidths"]
-    note(f"  {case.title}, {load:.1f} cores busy: {json.dumps(found)}; afterwards {disk}")
+    row.append(f"{before / 1e9:.2f}, {_disk(places, model) / 1e9:.2f}")
+    note(f"  {case.title}, {load:.1f} cores busy: {json.dumps(found)}; {row[-1]}")
     if "error" in found:
         return [*row, f"error: {found['error']}", *[""] * 10]
     row += ["answers", *(str(found[key]) for key in ("n_ctx", "load", "ttft", "tps", "wait"))]
     row += [str(found[key]) for key in ("resident", "hits", "read")]
     return [*row, f"{found['peak'] / GIB:.1f}", str(found["n_killed"])]
+
+
+def _disk(places: Places, model: Path) -> float:
+    """Bytes per second, measured and kept for the next plan."""
+    done, _ = places.run(["doctor", "--measure", model, "--json"])
+    disks = json.loads(done.stdout)["bandwidths"]["disks"]
+    return float(disks[-1]["bytes_per_second"])
 
 
 def _prompt(places: Places, model: Path, gib: int, words: Sequence[str]) -> dict[str, Any]:

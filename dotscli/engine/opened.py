@@ -32,8 +32,11 @@ class Opened:
 
     @property
     def placements(self) -> Sequence[tuple[str, int]]:
-        """Pattern and address of a buffer type: where experts go unless options say otherwise."""
-        return self.cache.placements if self.cache else ()
+        """Pattern and address of a buffer type: where experts go unless options say otherwise.
+
+        Without hot experts that is the device of their layer, but for those that are tiered.
+        """
+        return self.cache.placements if self.cache and self.hot else ()
 
 
 def open_experts(
