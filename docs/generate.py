@@ -150,7 +150,7 @@ def documents() -> dict[Path, str]:
 
     filled = {
         path: BLOCK.sub(fill, path.read_text(encoding="utf-8"))
-        for path in (ROOT / "README.md", ROOT / "docs" / "architecture.md")
+        for path in (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs/architecture.md")
     }
     made = {"docs/commands.md": reference(), "dotscli/man/dots.1": manual()}
     return {**{ROOT / name: text for name, text in made.items()}, **filled}

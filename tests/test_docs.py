@@ -68,6 +68,22 @@ def test_examples_do_what_they_show(
     assert SPEED.sub(r"\1*", done.stdout).rstrip("\n") == SPEED.sub(r"\1*", expected).rstrip("\n")
 
 
+def test_the_chinese_readme_has_the_structure_of_the_english_one() -> None:
+    english, chinese = (
+        (ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md")
+    )
+    for what in (r"^(#+) ", r"(```.*?```)", r"(<!-- generated.*?<!-- end -->)", r"^(- )"):
+        pattern = re.compile(what, re.M | re.S)
+        assert pattern.findall(chinese) == pattern.findall(english), what
+    sections = [re.split(r"^## .*$", text, flags=re.M) for text in (english, chinese)]
+    for ours, theirs in zip(*sections, strict=True):
+        for what in (r"\]\((?!README)([^)]+)\)", r"`([^`\n]+)`"):
+            assert sorted(re.findall(what, theirs)) == sorted(re.findall(what, ours)), ours[:200]
+        prose = [re.sub(r"```.*?```", "", text, flags=re.S) for text in (ours, theirs)]
+        numbers = [sorted(re.findall(r"\d[\d,.]*\d|\d", text)) for text in prose]
+        assert len(set(numbers[0]) - set(numbers[1])) <= len(set(numbers[0])) // 10, ours[:200]
+
+
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     names = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -77,7 +93,7 @@ def test_every_command_is_in_the_readme() -> None:
 
 
 def test_documents_name_only_files_that_exist() -> None:
-    for document in DOCUMENTS:
+    for document in (*DOCUMENTS, ROOT / "README.zh-CN.md"):
         for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text("utf-8")):
             assert (document.parent / target).exists(), f"{document.name} links to {target}"
 

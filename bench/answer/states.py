@@ -3,9 +3,9 @@
     python -m bench.answer.states          # writes docs/bench/states.md; 5 GB in --folder
 
 A conversation of 1,500 tokens of the nano model is kept and put back in another engine, against
-reading it again. The 4 GiB are random bytes under the format of a real state: they are hashed and written,
-leave the page cache, and are read and compared; the disk is read beside it, in pieces of 1 MiB, six
-at a time, past the page cache.
+reading it again. The 4 GiB are random bytes under the format of a real state: they are hashed and
+written, leave the page cache, and are read and compared; the disk is read beside it, in pieces of
+1 MiB, six at a time, past the page cache.
 """
 
 from __future__ import annotations
