@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import stat
 from pathlib import Path
@@ -301,3 +302,22 @@ def test_a_chat_that_goes_on_reads_nothing_twice(
         assert screen.wait(60) == 0
     text = dots("sessions", "cache", environ=places).stdout
     assert "to read again" in text
+
+
+def test_a_prompt_goes_on_from_a_kept_beginning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    places = {"XDG_STATE_HOME": str(tmp_path)}
+    (tmp_path / "long.txt").write_text("Tell me what dots is. " * 60)
+    words = ("prompt", "-f", tmp_path / "long.txt", "-n", "4", "-c", "4096", "--stats")
+    nothing = dots(*words, "What?", environ=places)
+    assert not (tmp_path / "dots/states").exists()
+    first = dots(*words, "What?", "--save", environ=places)
+    assert "the context is kept in" in first.stderr
+    assert first.stdout == nothing.stdout
+    then = dots(*words, "Why?", "--save", environ=places)
+    reused = re.search(r"\(([\d,]+) reused\)", then.stderr)
+    assert reused is not None
+    assert int(reused[1].replace(",", "")) > 300
+    assert "reused" not in dots(*words, "Why?", environ=places).stderr

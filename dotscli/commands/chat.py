@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from dotscli.commands.chat_loop import Loop, Reload
 from dotscli.commands.chat_session import (
+    WRITING,
     Wanted,
     keep,
     keep_states,
@@ -110,7 +111,7 @@ class Chat:
                 status = loop.run(first)
                 engine = loop.conversation.engine
                 if engine.states and engine.states.writing:
-                    self.terminal.note("writing the context to the disk; Ctrl-C leaves it out")
+                    self.terminal.note(WRITING)
                 wanted = wanted_after(begin.wanted, loop.journal)
             if loop.reload is None:
                 return status

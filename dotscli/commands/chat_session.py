@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from dotscli.engine import Engine
 
 
+WRITING = "writing the context to the disk; Ctrl-C leaves it out"
+
+
 @dataclass(frozen=True)
 class Wanted:
     """What the flags come to.

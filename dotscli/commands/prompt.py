@@ -12,6 +12,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dotscli.commands.chat_session import WRITING, keep_states
 from dotscli.commands.model import open_engine, resolve
 from dotscli.commands.question import asked_with, with_schema
 from dotscli.commands.settings import (
@@ -104,6 +105,10 @@ def prompt(terminal: Terminal, request: Request) -> int:
             chat_template = engine.chat_template or DOTS1_TEMPLATE
             tokens = encode(engine, chat_template, [*messages, Message("user", asked)])
 
+        at_keyboard = terminal.stdin_is_tty and terminal.stdout_is_tty
+        saved = at_keyboard if one_shot.save is None else one_shot.save
+        first_state = keep_states(terminal, engine) if saved else None
+
         def start(on_prefill: OnPrefill) -> Iterator[Piece]:
             return engine.generate(
                 tokens,
@@ -163,6 +168,8 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 "the context is full, so the answer was cut off"
                 + (f": --ctx-size {more} makes room" if more else "")
             )
+        if engine.keep_state():
+            terminal.note(first_state or WRITING)
     return int(status)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dotscli.options.shared import Out, Panel, varied
+from dotscli.options.shared import Out, Panel, Save, varied
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,7 @@ class SessionFlags:
             help="Go on with this conversation, or begin one of this name.",
         ),
     ] = None  # fmt: skip
-    save: Annotated[
-        bool | None,
-        typer.Option(
-            "--save/--no-save", rich_help_panel=Panel.OUTPUT,
-            show_default="on at a terminal", help="Save the conversation as it goes on.",
-        ),
-    ] = None  # fmt: skip
+    save: Save = varied(None, help="Save the conversation as it goes on.")
     context_shift: Annotated[
         bool,
         typer.Option(

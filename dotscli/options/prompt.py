@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dotscli.options.shared import Out, Panel, varied
+from dotscli.options.shared import Out, Panel, Save, varied
 
 
 def template_names(incomplete: str) -> list[str]:
@@ -57,4 +57,7 @@ class OneShotFlags:
             help="Print the answer when it has ended, not as it comes.",
         ),
     ] = False  # fmt: skip
+    save: Save = varied(
+        None, help="Keep what the context holds, where reading it again would take longer."
+    )
     out: Out = varied(None, help="Write the answer to this file, which must not exist yet.")

@@ -108,6 +108,13 @@ Out = Annotated[
         "--output", "-o", metavar="FILE", rich_help_panel=Panel.OUTPUT, help="File to write."
     ),
 ]
+Save = Annotated[
+    bool | None,
+    typer.Option(
+        "--save/--no-save", rich_help_panel=Panel.OUTPUT, show_default="on at a terminal",
+        help="Save what is said.",
+    ),
+]  # fmt: skip
 Force = Annotated[
     bool,
     typer.Option("--force", rich_help_panel=Panel.OUTPUT, help="Replace an existing file."),
