@@ -309,8 +309,9 @@ def test_a_prompt_goes_on_from_a_kept_beginning(
 ) -> None:
     monkeypatch.undo()
     places = {"XDG_STATE_HOME": str(tmp_path)}
-    (tmp_path / "long.txt").write_text("Tell me what dots is. " * 60)
-    words = ("prompt", "-f", tmp_path / "long.txt", "-n", "4", "-c", "4096", "--stats")
+    (tmp_path / "long.txt").write_text("Tell me what dots is. " * 120)
+    words = ("prompt", "-f", tmp_path / "long.txt", "-n", "4", "-c", "4096", "--stats", "-t", "1",
+             "--temp", "0")  # fmt: skip
     nothing = dots(*words, "What?", environ=places)
     assert not (tmp_path / "dots/states").exists()
     first = dots(*words, "What?", "--save", environ=places)

@@ -95,8 +95,8 @@ def answers_table(model: Path) -> str:
         rows = [_row(places, model, case) for case in CASES]
     header = [
         "limit", "planned context", "planned tokens/s", "disk before and after, GB/s", "outcome",
-        "context", "load, s", "first token, s", "tokens/s", "waited, s", "experts in memory", "hits", "GB read a token",
-        "peak, GiB", "killed",
+        "context", "load, s", "first token, s", "tokens/s", "waited, s", "experts in memory",
+        "hits", "GB read a token", "peak, GiB", "killed",
     ]  # fmt: skip
     return table(header, rows)
 
