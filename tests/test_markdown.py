@@ -6,6 +6,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import pyte
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from dotscli.terminal.live import DRAW_SHARE, Live, n_rows
 from dotscli.terminal.markdown import MAX_BLOCK, block_rows, ended, split_blocks
 from dotscli.terminal.text import COLOUR, cells
+from tests.transcript import dots, on_a_terminal, plain
 
 LONG_CODE = "```python\n" + "x = " + " + ".join(["something"] * 20) + "\n```"
 PARTS = st.lists(
@@ -252,3 +254,43 @@ def test_drawing_takes_a_small_part_of_the_time() -> None:
 )  # fmt: skip
 def test_rows_that_a_line_takes(text: str, columns: int, n: int) -> None:
     assert n_rows(text, columns) == n
+
+
+# At the prompt
+
+TABLE = '"# Title\\n\\n| a | b |\\n|---|---|\\n| 1 | **2** |\\n"'
+
+
+def test_answers_on_a_terminal_are_drawn(tiny_gguf: Path, tmp_path: Path) -> None:
+    words = ("prompt", "-m", tiny_gguf, "hello", "--grammar", f"root ::= {TABLE}", "-c", "512")
+    with on_a_terminal(*words, "--markdown", NO_COLOR="1") as screen:
+        assert screen.wait() == 0
+        shown = plain(screen.seen)
+        assert "Title" in shown
+        assert "**" not in shown
+        assert "|" not in shown
+        assert " tok · " in shown
+    with on_a_terminal(*words, NO_COLOR="1") as screen:  # what a grammar makes is as it is
+        assert screen.wait() == 0
+        assert "| 1 | **2** |" in plain(screen.seen)
+    assert dots(*words, "--markdown").stdout == "# Title\n\n| a | b |\n|---|---|\n| 1 | **2** |\n"
+
+
+def test_raw_shows_what_the_model_has_written(tiny_gguf: Path, tmp_path: Path) -> None:
+    words = ("chat", "-m", tiny_gguf, "--grammar", f"root ::= {TABLE}", "-c", "512", "--markdown")
+    with on_a_terminal(*words, NO_COLOR="1", XDG_STATE_HOME=str(tmp_path)) as screen:
+        screen.wait_for(">>>")
+        screen.type("hello\r")
+        assert "**2**" not in screen.wait_for(" · prefill")
+        screen.wait_for(">>>")
+        screen.type("/raw\r")
+        screen.wait_for("| 1 | **2** |")
+        screen.wait_for(">>>")
+        screen.type("/raw on\r")
+        screen.wait_for("as the model writes them")
+        screen.wait_for(">>>")
+        screen.type("again\r")
+        screen.wait_for("| 1 | **2** |")
+        screen.wait_for(">>>")
+        screen.type("/exit\r")
+        assert screen.wait() == 0

@@ -88,7 +88,7 @@ class Chat:
         self.grammar = grammar_for(terminal, answer)
         self.at_keyboard = at_editor(terminal)
         self.stats = answer.stats if answer.stats is not None else terminal.stderr_is_tty
-        self.markdown = answer.markdown and self.grammar is None
+        self.markdown = self.grammar is None if answer.markdown is None else answer.markdown
         self.last: Loop | None = None
 
     def run(self, begin: Begin, first: str) -> int:

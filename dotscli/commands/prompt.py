@@ -124,7 +124,8 @@ def prompt(terminal: Terminal, request: Request) -> int:
         answer = Answer()
         held = request.json or one_shot.extract or one_shot.no_stream or one_shot.out is not None
         # what a grammar makes isn't Markdown, and the text after a raw one is not either
-        drawn = request.answer.markdown and not grammar and not one_shot.no_template
+        drawn = request.answer.markdown
+        drawn = not grammar and not one_shot.no_template if drawn is None else drawn
         output = nullcontext(lambda text: None) if held else answer_writer(
             terminal, markdown=drawn,
             status=lambda: status_line(engine.stats, engine.n_ctx) if figures else "",

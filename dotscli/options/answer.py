@@ -156,9 +156,10 @@ class AnswerFlags:
         ),
     ] = "auto"  # fmt: skip
     markdown: Annotated[
-        bool,
+        bool | None,
         typer.Option(
             "--markdown/--no-markdown", rich_help_panel=Panel.OUTPUT,
+            show_default="on, but for what a grammar makes",
             help="Draw Markdown on a terminal; what goes into a pipe is never changed.",
         ),
-    ] = True  # fmt: skip
+    ] = None  # fmt: skip
