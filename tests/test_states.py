@@ -186,7 +186,7 @@ def test_no_damage_goes_unseen(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_header_that_lies_is_refused(header: bytes, tmp_path: Path) -> None:
     path = tmp_path / "x.state"
-    path.write_bytes(state_file._HEAD.pack(b"dots-kv1", len(header)) + header + bytes(10_000))
+    path.write_bytes(state_file._HEAD.pack(state_file.MAGIC, len(header)) + header + bytes(10_000))
     with pytest.raises(DotsError, match="is damaged"):
         read_info(path)
 
