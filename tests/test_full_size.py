@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,12 @@ from bench.full_size.model import write_model
 from bench.full_size.reflink import can_clone, occupied
 from bench.gpu.model import Routing, observe
 from dotscli.engine import Engine, EngineOptions
+from dotscli.engine.lib import llama
+from dotscli.engine.load import READ
+from dotscli.engine.log import log
+from dotscli.engine.options import CACHE_TYPES, MAX_OUTPUTS
+from dotscli.hot.memory_use import margin_nbytes
+from dotscli.hot.model_cost import file_cost
 from dotscli.models.check import check_dots1
 from dotscli.models.gguf_file import read_gguf
 from dotscli.models.gguf_type import TensorType
@@ -117,3 +125,41 @@ def test_a_file_system_that_cannot_share_is_told_of(tmp_path: Path) -> None:
         with pytest.raises(SystemExit, match="can't share blocks"):
             checkpoint.write_checkpoint(tmp_path / "c", shapes.PRESETS["tiny"], tmp_path)
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a hole of 77 GiB would be filled")
+def test_llama_cpp_needs_the_buffers_that_are_planned_at_the_real_size(tmp_path: Path) -> None:
+    """Without memory: with `no_alloc` it lays its graphs out, and says how large they get."""
+    path = tmp_path / "holes.gguf"
+    write_holes(path, shapes.stand_in(REAL, "q4", tmp_path))
+    cost = file_cost(read_gguf(path))
+    api, lines = llama(), list[str]()
+    log().listener = lines.append
+    try:
+        params = api.llama_model_default_params()
+        params.no_alloc, params.n_gpu_layers, params.use_extra_bufts = True, 0, False
+        params.load_mode = READ
+        model = api.llama_model_load_from_file(os.fsencode(path), params)
+        assert model
+        for n_ctx, kind, n_ubatch in (
+            (2048, "f16", 512), (8192, "q8_0", 512), (8192, "q8_0", 4096), (32768, "q8_0", 2048),
+        ):  # fmt: skip
+            lines.clear()
+            made = api.llama_context_default_params()
+            made.n_ctx, made.n_batch, made.n_ubatch = n_ctx, n_ubatch, n_ubatch
+            made.n_outputs_max = MAX_OUTPUTS
+            made.type_k = made.type_v = CACHE_TYPES[kind].id
+            context = api.llama_init_from_model(model, made)
+            api.llama_free(context)
+            planned = cost.compute_nbytes(n_ctx, kind, kind, n_ubatch) - cost.staged_nbytes
+            (needed,) = sizes(lines, "compute buffer size")
+            assert needed <= planned + margin_nbytes(12 << 30) // 32
+        api.llama_model_free(model)
+    finally:
+        log().listener = None
+
+
+def sizes(lines: list[str], what: str) -> list[float]:
+    """Bytes of the buffers that llama.cpp's log tells of."""
+    found = re.findall(rf"{what} = +([\d.]+) MiB", "\n".join(lines))
+    return [float(mib) * 2**20 for mib in found]
