@@ -20,7 +20,6 @@ from bench.gpu.model import Routing, observe
 from dotscli.engine import Engine, EngineOptions
 from dotscli.engine.lib import llama
 from dotscli.engine.load import READ
-from dotscli.engine.log import log
 from dotscli.engine.options import CACHE_TYPES, MAX_OUTPUTS
 from dotscli.hot.memory_use import margin_nbytes
 from dotscli.hot.model_cost import file_cost
@@ -31,6 +30,7 @@ from dotscli.quantize.rows.decode import decode
 from dotscli.quantize.rows.valid import first_unsound
 from dotscli.quantize.types import IQ4_NL, IQ4_XS, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0
 from dotscli.quantize.verify import Damaged, verify
+from tests.dots1_gguf import log
 from tests.transcript import dots
 
 PAGE = 4096
@@ -133,9 +133,8 @@ def test_llama_cpp_needs_the_buffers_that_are_planned_at_the_real_size(tmp_path:
     path = tmp_path / "holes.gguf"
     write_holes(path, shapes.stand_in(REAL, "q4", tmp_path))
     cost = file_cost(read_gguf(path))
-    api, lines = llama(), list[str]()
-    log().listener = lines.append
-    try:
+    api = llama()
+    with log() as lines:
         params = api.llama_model_default_params()
         params.no_alloc, params.n_gpu_layers, params.use_extra_bufts = True, 0, False
         params.load_mode = READ
@@ -155,8 +154,6 @@ def test_llama_cpp_needs_the_buffers_that_are_planned_at_the_real_size(tmp_path:
             (needed,) = sizes(lines, "compute buffer size")
             assert needed <= planned + margin_nbytes(12 << 30) // 32
         api.llama_model_free(model)
-    finally:
-        log().listener = None
 
 
 def sizes(lines: list[str], what: str) -> list[float]:
