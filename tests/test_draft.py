@@ -217,7 +217,9 @@ def test_small_batches_limit_what_is_guessed(n_batch: int, q4: Path) -> None:
         assert without_times(drafted) == without_times(plain)
 
 
-def test_where_batches_have_other_bits_only_a_given_length_is_used(tiny_gguf: Path) -> None:
+def test_who_is_to_repeat_an_answer_guesses_only_where_batches_have_the_same_bits(
+    tiny_gguf: Path,
+) -> None:
     with Engine.load(tiny_gguf, EngineOptions(n_ctx=N_CTX, n_threads=1)) as loaded:
         tokens = loaded.tokenize("hello and the world " * 6, parse_special=True)
         plain = answer(loaded, tokens, Sampling(temp=0), n_predict=200)
@@ -225,9 +227,12 @@ def test_where_batches_have_other_bits_only_a_given_length_is_used(tiny_gguf: Pa
         assert without_times(decided) == without_times(plain)
         given = answer(loaded, tokens, Sampling(temp=0), n_predict=200, draft=4)
         assert stats(given).completion_tokens == stats(plain).completion_tokens
-        if loaded.drafting.differs:
-            assert stats(decided).drafted_tokens == 0
+        assert loaded.drafting.differs
+        assert stats(decided).drafted_tokens == 0
         assert stats(given).drafted_tokens > 0
+        free = Sampling(temp=0.1, seed=1, grammar='root ::= "abcdef" root')
+        drawn = answer(loaded, tokens, free, n_predict=300, draft=None, repeatable=False)
+        assert stats(drawn).drafted_tokens > 0
 
 
 def test_long_contexts_are_looked_at_again(q4: Path) -> None:

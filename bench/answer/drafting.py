@@ -144,8 +144,9 @@ def _answered(
 
     with mock.patch.object(Sampler, "sample", sample):
         pieces = engine.generate(
-            prompt, Sampling(temp=0.8, seed=1), n_predict=len(answer), draft=length
-        )
+            prompt, Sampling(temp=0.8, seed=1), n_predict=len(answer), draft=length,
+            repeatable=False,
+        )  # fmt: skip
         *_, last = pieces
     stats = last.stats
     assert stats is not None

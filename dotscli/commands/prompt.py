@@ -97,7 +97,8 @@ def prompt(terminal: Terminal, request: Request) -> int:
             engine.metadata,
             grammar,
             lambda text: terminal.warn(f"{path}: {text}"),
-        ).with_seed()
+        )
+        repeatable, sampling = sampling.repeatable, sampling.with_seed()
         if one_shot.no_template:
             tokens = engine.tokenize(asked, parse_special=True)
         else:
@@ -117,6 +118,7 @@ def prompt(terminal: Terminal, request: Request) -> int:
                 stop=stop,
                 on_prefill=on_prefill,
                 draft=draft,
+                repeatable=repeatable,
             )
 
         show = request.answer.stats

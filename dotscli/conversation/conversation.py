@@ -146,12 +146,13 @@ class Conversation:
             tokens = self.encoded(turns[forgotten:])
         if len(tokens) >= self.engine.n_ctx:
             raise room.too_long(self.engine, len(tokens))
+        repeatable = self.sampling.repeatable
         sampling = self.sampling.with_seed()
 
         def generate(tokens: list[int], n_predict: int) -> Iterator[Piece]:
             return self.engine.generate(
                 tokens, sampling, n_predict=n_predict, stop=self.stop,
-                on_prefill=on_prefill, draft=self.draft,
+                on_prefill=on_prefill, draft=self.draft, repeatable=repeatable,
             )  # fmt: skip
 
         pieces = generate(tokens, self.n_predict)

@@ -56,11 +56,13 @@ class Drafting:
         self._decoder = decoder
         self.costs = Costs(FROM_DISK if from_disk else IN_MEMORY)
 
-    def begin(self, length: int | None) -> Drafts | None:
+    def begin(self, length: int | None, *, repeatable: bool) -> Drafts | None:
         """The guesses of an answer that goes on from what is in the cache; None for none."""
         if length == 0:
             return None
-        return Drafts(self._decoder.cached, length, self.costs, self._decoder.same_bits)
+        return Drafts(
+            self._decoder.cached, length, self.costs, self._decoder.same_bits, repeatable=repeatable
+        )
 
     @property
     def differs(self) -> bool:
@@ -106,8 +108,10 @@ class Drafts:
         length: tokens ahead, None for as many as pay.
         costs: of batches here; kept from answer to answer.
         same_bits: whether a batch computes what single tokens do, tried with these; asked before
-            the first guess is evaluated. Where it doesn't, only a given length is used: answers
-            would depend on the time that a batch took.
+            the first guess is evaluated.
+        repeatable: whether the same call has to give the same answer. Where a batch has other
+            bits, only a given length is used then: else it would depend on the time that batches
+            take.
     """
 
     def __init__(
@@ -116,11 +120,14 @@ class Drafts:
         length: int | None,
         costs: Costs,
         same_bits: Callable[[list[int]], bool],
+        *,
+        repeatable: bool = True,
     ) -> None:
         self._lookup = Lookup(tokens)
         self._length = length
         self._costs = costs
         self._same_bits = same_bits
+        self._repeatable = repeatable
         self._rates = [_FIRST_RATE] * (LONGEST + 1)  # by the tokens that a guess goes by
         self._guess: tuple[int, int] | None = None  # of the next token, and what it goes by
         self.n_drafted = self.n_accepted = 0
@@ -144,7 +151,8 @@ class Drafts:
         n, found = self._lookup.find(min(most, MOST if self._length is None else self._length))
         if found and self._length is None:
             found = found[: self._costs.best(self._rates[n], len(found))]
-        if found and not self._bits(most, found) and self._length is None:
+        decides = self._length is None
+        if found and (self._repeatable or not decides) and not self._bits(most, found) and decides:
             return []
         self.n_drafted += len(found)
         return found

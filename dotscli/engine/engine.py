@@ -144,6 +144,7 @@ class Engine:
         stop: Sequence[str] = (),
         on_prefill: Callable[[int, int], None] | None = None,
         draft: int | None = 0,
+        repeatable: bool = True,
     ) -> Iterator[Piece]:
         """Continues a prompt; the last piece has the reason for the end and the figures.
 
@@ -157,6 +158,7 @@ class Engine:
             stop: strings that end the answer.
             on_prefill: gets (evaluated, to evaluate) while the prompt is read.
             draft: tokens to guess ahead, 0 for none, None for as many as pay.
+            repeatable: whether the same call has to give the same answer (temperature 0, a seed).
 
         Raises:
             DotsError: an impossible prompt, grammar or stop string, before anything is evaluated.
@@ -179,7 +181,7 @@ class Engine:
             self.states.recall(prompt)
         self._answer = Answer(
             self._decoder, vocabulary, sampler, prompt, limits, text, self.hot, self.tier,
-            lambda: self.drafting.begin(draft),
+            lambda: self.drafting.begin(draft, repeatable=repeatable),
         )  # fmt: skip
         self._pieces = self._waited_for(self._answer.pieces(on_prefill))
         return self._pieces

@@ -79,6 +79,11 @@ class Sampling:
             or self.frequency_penalty != 0.0
         )
 
+    @property
+    def repeatable(self) -> bool:
+        """Whether somebody expects the same answer from the same call, before a seed is drawn."""
+        return self.temp == 0 or self.seed >= 0
+
     def with_seed(self) -> Sampling:
         """The same settings with the seed drawn if it is -1: the one to report and to repeat."""
         if self.seed >= 0:

@@ -151,8 +151,8 @@ class AnswerFlags:
         str,
         typer.Option(
             "--draft", metavar="N", rich_help_panel=Panel.RUN,
-            help="Guess N tokens ahead (1 to 4) from what the text repeats; auto: where that pays "
-            "and changes nothing; off.",
+            help="Guess N tokens ahead (1 to 4) from what the text repeats; auto: where that pays, "
+            "and changes no answer that can be repeated; off.",
         ),
     ] = "auto"  # fmt: skip
     markdown: Annotated[
