@@ -20,7 +20,7 @@ from dotscli.terminal.live import Live
 
 N_CHARACTERS, PIECE = 12_000, 4
 RATES = (5, 20, 60)  # pieces per second
-SHORTER = {5: 10, 20: 3, 60: 1}  # the part of the answer that is waited for
+SHORTER = {5: 30, 20: 8, 60: 3}  # the part of the answer that is waited for
 
 
 def main() -> None:
