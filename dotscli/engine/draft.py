@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 MOST = 4  # tokens ahead: beyond, kernels change their order even where they don't below
 LONGEST, SHORTEST = 4, 2  # tokens that a guess goes by
 GAIN = 1.05  # how much faster it has to be
-FORGOTTEN = 256  # tokens after which a measured cost is measured again
+FORGOTTEN = 1024  # tokens after which a measured cost is measured again, sooner
+SURE = 8  # if it was measured less often than this
 # What each further token of a batch costs until that has been measured, in single tokens: of
 # dots.llm1 in main memory 6.0 of 9.6 GB are read once for all; from the disk nothing is.
 IN_MEMORY, FROM_DISK = 0.35, 1.0
@@ -182,31 +183,39 @@ class Costs:
         self._guessed = guessed
         self._seconds: dict[int, float] = {}
         self._age: dict[int, int] = {}
+        self._times: dict[int, int] = {}
 
     def took(self, n_tokens: int, seconds: float) -> None:
         """A batch of so many tokens, and the time that it took."""
         known = self._seconds.get(n_tokens)
         self._seconds[n_tokens] = seconds if known is None else known + _SHARE * (seconds - known)
         self._age[n_tokens] = 0
+        self._times[n_tokens] = self._times.get(n_tokens, 0) + 1
 
     def passed(self) -> None:
         """Another token has been said; what was measured long ago doesn't count any more."""
         for n in list(self._age):
             self._age[n] += 1
-            if self._age[n] > FORGOTTEN and n > 1:
-                del self._age[n], self._seconds[n]
+            if n > 1 and self._age[n] * SURE > FORGOTTEN * min(self._times[n], SURE):
+                del self._age[n], self._times[n], self._seconds[n]
 
     def best(self, rate: float, most: int) -> int:
-        """How many tokens to evaluate ahead, if guesses come true at this rate; 0 for none."""
+        """How many tokens to evaluate ahead, if guesses come true at this rate; 0 for none.
+
+        Until any batch has been measured it is one at most: what that costs says what more would.
+        """
         single = self._seconds.get(1)
         if not single:
             return 0
+        each = [(s / single - 1) / (n - 1) for n, s in self._seconds.items() if n > 1]
+        further = max(0.0, sum(each) / len(each)) if each else self._guessed
+        most = most if each else min(most, 1)
         best, found = GAIN / single, 0
         expected, chance = 1.0, 1.0
         for length in range(1, most + 1):
             chance *= rate
             expected += chance
-            seconds = self._seconds.get(length + 1, single * (1 + self._guessed * length))
+            seconds = self._seconds.get(length + 1, single * (1 + further * length))
             if expected / seconds > best:
                 best, found = expected / seconds, length
         return found
