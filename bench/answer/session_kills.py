@@ -23,7 +23,7 @@ from tests.transcript import Terminals, on_a_terminal, plain
 
 QUESTIONS = ("What is dots?", "What is 23 + 45?", "中国的首都是哪里？", "Tell me a story.")
 LONGEST_S = 2.0  # from the first prompt to the kill
-END = re.compile(r"\d+ tok ")
+END = re.compile(r"\d+ tok .*prefill")
 PER_SESSION = 8  # kills of one conversation, before the context is full
 
 
@@ -67,7 +67,7 @@ KNOWN: dict[str, int] = {}
 
 def _one(state: str, name: str, rng: random.Random) -> tuple[int, str]:
     """One chat and its end: the answers that had ended, and the text of the one on its way."""
-    words = ("chat", "--session", name, "--temp", "0", "-c", "8192")
+    words = ("chat", "--session", name, "--temp", "0", "-c", "8192", "--no-markdown")
     with on_a_terminal(*words, XDG_STATE_HOME=state, NO_COLOR="1") as screen:
         screen.wait_for(">>>")
         end = time.monotonic() + rng.uniform(0, LONGEST_S)
