@@ -85,6 +85,7 @@ def test_the_json_object() -> None:
         },
         "hot": None,
         "ram": None,
+        "draft": {"drafted_tokens": 0, "accepted_tokens": 0},
     }
 
 
