@@ -3,11 +3,12 @@
     python docs/generate.py            write them
     python docs/generate.py --check    exit 1 and name what is stale
 
-docs/commands.md is the `--help` of every command, dotscli/man/dots.1 the same for man. In the
-other documents the text between `<!-- generated: NAME -->` and `<!-- end -->` is computed: the
-commands with their first line, the size of the real model at every preset, its placement on several
-devices, the modules with the first line of their docstring. It runs the command and reads the
-sources; it imports nothing of the package.
+docs/commands.md is the `--help` of every command, dotscli/man/dots.1 the same for man,
+dotscli/cli/completions.json what Tab offers. In the other documents the text between
+`<!-- generated: NAME -->` and `<!-- end -->` is computed: the commands with their first line, the
+size of the real model at every preset, its placement on several devices, the modules with the first
+line of their docstring. It runs the command and reads the sources; it imports nothing of the
+package.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,6 +68,60 @@ def manual() -> str:
         shown = [rf"\&{line}" if line[:1] in (".", "'") else line for line in lines]
         parts += [f".SH {f'dots {name}'.strip().upper()}", ".nf", *shown, ".fi"]
     return "\n".join(parts) + "\n"
+
+
+# Run with the package: generating reads what the commands say of themselves.
+TREE = """
+import json
+import typer
+from dotscli.cli.app import app
+
+DYNAMIC = {"--model": "gguf", "--template": "template"}
+ARGUMENTS = {"model": "gguf", "gguf": "gguf"}
+root = typer.main.get_command(app)
+top = root.make_context("dots", [], resilient_parsing=True)
+
+def said(text):
+    return " ".join((text or "").split())
+
+def values(param, context):
+    return [[item.value, said(item.help)] for item in param.shell_complete(context, "")]
+
+def option(param, context):
+    names = sorted([*param.opts, *param.secondary_opts], key=lambda name: not name.startswith("--"))
+    kind = DYNAMIC.get(names[0]) or values(param, context)
+    takes = not param.is_flag
+    return {"names": names, "help": said(param.help), "takes_value": takes, "values": kind}
+
+def described(command, context):
+    params = command.get_params(context)
+    options = [p for p in params if p.param_type_name == "option"]
+    arguments = [p for p in params if p.param_type_name == "argument"]
+    return {
+        "help": said(command.get_short_help_str(200)),
+        "options": [option(p, context) for p in options],
+        "arguments": [ARGUMENTS.get(p.name) or values(p, context) for p in arguments],
+    }
+
+tree = described(root, top)
+tree["commands"] = {
+    name: described(command, command.make_context(name, [], resilient_parsing=True, parent=top))
+    for name, command in root.commands.items()
+}
+print(json.dumps(tree, ensure_ascii=False, separators=(",", ":")))
+"""
+
+
+def completions() -> str:
+    """dotscli/cli/completions.json: what Tab offers, so that it need not be asked for."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("DOTS_")}
+    environment |= {"PYTHONPATH": str(ROOT), "XDG_CONFIG_HOME": "/nonexistent"}
+    with tempfile.TemporaryDirectory() as empty:
+        done = subprocess.run(
+            [sys.executable, "-c", TREE], cwd=empty, env=environment, capture_output=True,
+            text=True, check=True,
+        )  # fmt: skip
+    return done.stdout
 
 
 def command_table() -> str:
@@ -153,6 +209,7 @@ def documents() -> dict[Path, str]:
         for path in (ROOT / "README.md", ROOT / "README.zh-CN.md", ROOT / "docs/architecture.md")
     }
     made = {"docs/commands.md": reference(), "dotscli/man/dots.1": manual()}
+    made["dotscli/cli/completions.json"] = completions()
     return {**{ROOT / name: text for name, text in made.items()}, **filled}
 
 

@@ -17,6 +17,10 @@ def main() -> NoReturn:
     # Nothing here multiplies matrices through numpy, and BLAS would start a thread for every core.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     try:
+        if "_DOTS_COMPLETE" in os.environ:
+            from dotscli.cli.completion import main as complete
+
+            complete()
         from dotscli.cli.app import main as run
     except KeyboardInterrupt:
         raise SystemExit(int(ExitStatus.INTERRUPTED)) from None

@@ -61,8 +61,7 @@ def test_help_and_completion_answer_at_once() -> None:
 
     asked = {"_DOTS_COMPLETE": "complete_bash", "COMP_WORDS": "dots pro", "COMP_CWORD": "1"}
     assert min(seconds("--help") for _ in range(5)) < 0.35
-    # typer imports pydantic to complete, which alone takes half of it.
-    assert min(seconds(**asked) for _ in range(5)) < 0.45
+    assert min(seconds(**asked) for _ in range(5)) < 0.15
 
 
 def test_completion_knows_commands_types_and_models(tmp_path: Path) -> None:

@@ -8,20 +8,7 @@ from typing import Annotated
 import typer
 
 from dotscli.options.shared import Out, Panel, Save, varied
-
-
-def template_names(incomplete: str) -> list[str]:
-    """Shell completion of --template."""
-    import os
-
-    from dotscli.folders import templates_folder
-
-    folder = templates_folder(os.environ)
-    try:
-        found = sorted(path.stem for path in folder.iterdir() if path.suffix == ".toml")
-    except OSError:
-        return []
-    return [name for name in found if name.startswith(incomplete)]
+from dotscli.options.values import template_names
 
 
 @dataclass(frozen=True)

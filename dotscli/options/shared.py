@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from dotscli.options.sizes import parse_size
+from dotscli.options.values import gguf_files
 
 MAX_TOKENS = 1 << 20  # of a context or an answer
 MAX_THREADS = 512  # GGML_MAX_N_THREADS
@@ -39,21 +40,6 @@ class Panel(str, Enum):
 def varied(default: Any, **changes: Any) -> Any:
     """A field of a group whose option differs from its declaration in `changes`: help, min, ..."""
     return field(default=default, metadata=changes)
-
-
-def gguf_files(incomplete: str) -> list[str]:
-    """Shell completion of a model: GGUF files, and folders that may hold some."""
-    folder = Path(incomplete) if incomplete.endswith("/") else Path(incomplete).parent
-    try:
-        found = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
-        names = [f"{p}/" if p.is_dir() else str(p) for p in found if p.is_dir() or _is_gguf(p)]
-    except OSError:
-        return []
-    return [name for name in names if name.startswith(incomplete)]
-
-
-def _is_gguf(path: Path) -> bool:
-    return path.suffix.lower() == ".gguf"
 
 
 def preset_names(incomplete: str) -> list[tuple[str, str]]:
