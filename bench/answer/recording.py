@@ -165,7 +165,7 @@ def _tour(screen: Screen) -> None:
     screen.clear()
     screen.paste(LONG * 3)
     screen.key("Enter")
-    time.sleep(0.6)
+    time.sleep(0.2)
     screen.key("C-c")
     screen.wait("withdrawn")
     screen.keep("Ctrl-C while a prompt is read")
