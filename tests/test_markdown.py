@@ -81,6 +81,14 @@ def test_code_is_not_wrapped_and_leaves_no_spaces_to_copy() -> None:
     assert not re.search(r"[\[;](4[0-8]|10\d)[;m]", "".join(coloured))  # no background
 
 
+@pytest.mark.parametrize("block", ["| a |\n|---|\n| b |", "- a\n- b", "> a", "# a", "1. a"])
+def test_a_block_begins_and_ends_with_a_row_that_is_seen(block: str) -> None:
+    for colour in (False, True):
+        shown = [COLOUR.sub("", row) for row in block_rows(block, 40, colour)]
+        assert shown[0].strip()
+        assert shown[-1].strip()
+
+
 @given(PARTS, st.sampled_from([20, 40, 80]))
 def test_nothing_of_the_text_is_lost(text: str, width: int) -> None:
     words = re.findall(r"word|a\[i\]|List|String|中文|amp|u|x", re.sub(r"(```|~~~).*", "", text))

@@ -305,3 +305,18 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(DotsError, match=r"notes\.txt can't be read: No such file"):
         terminal().read_file(tmp_path / "notes.txt")
+
+
+def test_notes_on_a_terminal_break_between_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    stream = Screen()
+    terminal = Terminal(io.StringIO(), Screen(), stream, environ={"NO_COLOR": "1"})
+    terminal.note(
+        "a note of more words than forty columns can hold, with a /very/long/path/of/its/own"
+    )
+    lines = stream.getvalue().splitlines()
+    assert lines == [
+        "a note of more words than forty columns",
+        "can hold, with a",
+        "/very/long/path/of/its/own",
+    ]

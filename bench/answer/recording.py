@@ -104,7 +104,8 @@ def main() -> None:
             finally:
                 screen.close()
         path = options.folder / f"terminal-{columns}x{rows}.txt"
-        path.write_text("\n".join(screen.parts), encoding="utf-8")
+        text = "\n".join(screen.parts).replace(folder, "$XDG_STATE_HOME")
+        path.write_text(text, encoding="utf-8")
         note(f"wrote {path}")
 
 
@@ -186,7 +187,9 @@ def _tour(screen: Screen) -> None:
     leave()
     chat("--continue --temp 0")
     screen.run("And?")
-    screen.wait("reused)")
+    screen.wait("seed ")
+    screen.run("/stats")
+    screen.wait(" reused)")
     screen.keep("The next day: nothing is read again")
     leave()
 

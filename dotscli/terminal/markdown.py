@@ -13,6 +13,8 @@ import io
 import re
 from typing import TYPE_CHECKING, Any
 
+from dotscli.terminal.text import COLOUR
+
 if TYPE_CHECKING:
     from markdown_it import MarkdownIt
     from markdown_it.token import Token
@@ -60,7 +62,9 @@ def block_rows(block: str, width: int, colour: bool) -> list[str]:
         drawn = _drawn(block, width, colour)
     except Exception:
         return block.split("\n")
-    return [line.expandtabs(4) for line in _SPACES.sub(r"\1", drawn).strip("\n").split("\n")]
+    rows = [line.expandtabs(4) for line in _SPACES.sub(r"\1", drawn).split("\n")]
+    seen = [n for n, row in enumerate(rows) if COLOUR.sub("", row)]
+    return rows[seen[0] : seen[-1] + 1] if seen else [""]
 
 
 def _drawn(block: str, width: int, colour: bool) -> str:

@@ -223,6 +223,8 @@ class Terminal(Input):
         if self.stdout_is_tty and self.stderr_is_tty:
             self.end_line()  # both are one screen: never in the middle of the answer's line
         text = printable(text)
+        if self.stderr_is_tty and not self.is_dumb:
+            text = "\n".join(wrapped(line, self.width) for line in text.split("\n"))
         if self.colour(self.stderr_is_tty):
             text = f"\x1b[{style}m{text}\x1b[0m"
         self.put_err(text + "\n")
