@@ -72,6 +72,23 @@ def test_words_are_not_broken_at_the_edge_and_wide_characters_count_twice() -> N
     assert set(re.findall(r"[a-z]+", "\n".join(found))) == set(re.findall(r"[a-z]+", text))
 
 
+@pytest.mark.parametrize("width", [20, 40, 80])
+def test_cells_of_a_table_are_wrapped_and_never_cut(width: int) -> None:
+    text = f"| {'中文字符' * 12} | one |\n|---|---|\n| {'x' * 50} | {'words of it ' * 6} |"
+    shown = "".join("".join(rows(text, width)).split())
+    assert sum(shown.count(c) for c in "中文字符") == 48
+    assert shown.count("x") == 50
+    assert "…" not in shown
+
+
+@pytest.mark.parametrize(("n", "width"), [(5, 20), (12, 20), (30, 40), (60, 80)])
+def test_a_table_of_more_columns_than_fit_is_shown_as_it_is(n: int, width: int) -> None:
+    cells_of = ["|".join(f"{name}{i}" for i in range(n)) for name in ("c", "v")]
+    text = f"|{cells_of[0]}|\n|{'---|' * n}\n|{cells_of[1]}|"
+    shown = "".join("".join(block_rows(text, width, colour=False)).split())
+    assert all(f"c{i}" in shown and f"v{i}" in shown for i in range(n))
+
+
 def test_code_is_not_wrapped_and_leaves_no_spaces_to_copy() -> None:
     (row,) = block_rows(LONG_CODE, 40, colour=False)
     assert row == LONG_CODE.split("\n")[1]

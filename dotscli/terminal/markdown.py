@@ -59,16 +59,29 @@ def block_rows(block: str, width: int, colour: bool) -> list[str]:
     if len(block) > MAX_BLOCK:
         return block.split("\n")
     try:
-        drawn = _drawn(block, width, colour)
+        tokens = _tokens(block)
+        drawn = _drawn(tokens, width, colour)
     except Exception:
         return block.split("\n")
+    if _n_letters(COLOUR.sub("", drawn)) < _n_letters(_text(tokens)):
+        return block.split("\n")  # a table of more columns than there is room for
     rows = [line.expandtabs(4) for line in _SPACES.sub(r"\1", drawn).split("\n")]
     seen = [n for n, row in enumerate(rows) if COLOUR.sub("", row)]
     return rows[seen[0] : seen[-1] + 1] if seen else [""]
 
 
-def _drawn(block: str, width: int, colour: bool) -> str:
-    tokens = _tokens(block)
+def _n_letters(text: str) -> int:
+    return sum(character.isalnum() for character in text)
+
+
+def _text(tokens: list[Token]) -> str:
+    """What of them is to be read."""
+    inner = [child for token in tokens for child in token.children or ()]
+    kinds = ("text", "code_inline", "fence", "code_block")
+    return "".join(token.content for token in (*tokens, *inner) if token.type in kinds)
+
+
+def _drawn(tokens: list[Token], width: int, colour: bool) -> str:
     console = _console(width, colour)
     if len(tokens) == 1 and tokens[0].type in ("fence", "code_block"):
         console.print(_code(tokens[0].content, tokens[0].info), soft_wrap=True)
@@ -118,7 +131,8 @@ def _code(content: str, info: str) -> RenderableType:
 @functools.cache
 def _classes() -> type:
     from rich.console import ConsoleOptions, RenderResult
-    from rich.markdown import CodeBlock, Heading, Markdown
+    from rich.markdown import CodeBlock, Heading, Markdown, TableElement
+    from rich.table import Table
 
     class Code(CodeBlock):
         """Code within a list or a quotation: wrapped, for it has to stay indented."""
@@ -133,6 +147,15 @@ def _classes() -> type:
             self.text.justify = "left"
             yield self.text
 
+    class Rows(TableElement):
+        """A table whose cells are wrapped, never cut: Chinese has no spaces to break at."""
+
+        def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+            for part in super().__rich_console__(console, options):
+                for column in part.columns if isinstance(part, Table) else ():
+                    column.overflow = "fold"
+                yield part
+
     class Answer(Markdown):
         """Markdown from tokens that are there already."""
 
@@ -140,7 +163,7 @@ def _classes() -> type:
             super().__init__("", hyperlinks=False)
             self.parsed = tokens
 
-    own = {"fence": Code, "code_block": Code, "heading_open": Title}
+    own = {"fence": Code, "code_block": Code, "heading_open": Title, "table_open": Rows}
     Answer.elements = {**Markdown.elements, **own}
     return Answer
 
