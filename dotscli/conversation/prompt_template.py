@@ -13,6 +13,7 @@ from typing import Any
 
 from dotscli.errors import DotsError
 from dotscli.models.toml_file import read_toml
+from dotscli.options.values import templates_in
 
 INPUT = "$input"
 NAME = re.compile(r"[\w-]{1,64}")
@@ -109,11 +110,7 @@ def template_path(folder: Path, name: str) -> Path:
 
 def names(folder: Path) -> list[str]:
     """The templates in a folder, in order."""
-    try:
-        found = sorted(path.stem for path in folder.iterdir() if path.suffix == ".toml")
-    except OSError:
-        return []
-    return [name for name in found if NAME.fullmatch(name)][:MAX_LISTED]
+    return [name for name in templates_in(folder) if NAME.fullmatch(name)][:MAX_LISTED]
 
 
 def write_samples(folder: Path) -> list[Path]:

@@ -28,10 +28,12 @@ def template_names(incomplete: str) -> list[str]:
     """A template of the user's own."""
     from dotscli.folders import templates_folder
 
+    return [n for n in templates_in(templates_folder(os.environ)) if n.startswith(incomplete)]
+
+
+def templates_in(folder: Path) -> list[str]:
+    """The names of the templates in a folder, in order; none where it can't be read."""
     try:
-        found = sorted(
-            p.stem for p in templates_folder(os.environ).iterdir() if p.suffix == ".toml"
-        )
+        return sorted(path.stem for path in folder.iterdir() if path.suffix == ".toml")
     except OSError:
         return []
-    return [name for name in found if name.startswith(incomplete)]
